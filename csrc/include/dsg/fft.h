@@ -1,0 +1,30 @@
+/* Real two-dimensional FFTs behind a plan cache.
+ *
+ * Only fft.c includes <fftw3.h>.  FFTW's planner is not thread-safe: plans are made
+ * under one mutex, kept for the life of the process and shared; execution needs no
+ * lock.  All arrays must be aligned to 64 bytes (dsg_alloc is).
+ *
+ *     forward   X[k] = sum_j x[j] exp(-2 pi i j k / n)     (h, w) real -> (h, w/2+1)
+ * complex inverse   unnormalised; forward then inverse multiplies by h * w
+ *
+ * The inverse destroys its input. */
+#ifndef DSG_FFT_H
+#define DSG_FFT_H
+
+#include <stddef.h>
+
+#include "dsg/status.h"
+
+/* The smallest size >= n of the form 2^a 3^b 5^c, which FFTW does fast. */
+size_t dsg_fft_fast_size(size_t n);
+
+#define DSG_PRECISION 32
+#include "dsg/precision.h"
+#include "dsg/fft.inc.h"
+#undef DSG_PRECISION
+#define DSG_PRECISION 64
+#include "dsg/precision.h"
+#include "dsg/fft.inc.h"
+#undef DSG_PRECISION
+
+#endif

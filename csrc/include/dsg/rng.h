@@ -1,0 +1,39 @@
+/* Counter-based standard normals (Philox4x32-10, Box-Muller).
+ *
+ * A draw is a function of its key and the element's index alone: the same key gives
+ * the same numbers at any thread count, in any order, in any batch.
+ *
+ *     seed    of the run
+ *     image   index of the image in the user's batch
+ *     sample  which of the n_samples
+ *     draw    running number of the draw within the run
+ *
+ * Both precisions get the same numbers, computed in float: a run can be repeated in
+ * double with its noise unchanged.  |n| <= 6.66 since the uniforms have 32 bits.
+ *
+ * Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+ */
+#ifndef DSG_RNG_H
+#define DSG_RNG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct dsg_noise_key {
+    uint64_t seed;
+    uint32_t image, sample;
+    uint32_t draw;
+} dsg_noise_key;
+
+/* Normals are made in blocks of this many; element i is number i % DSG_NOISE_BLOCK of
+ * block i / DSG_NOISE_BLOCK. */
+#define DSG_NOISE_BLOCK 1024
+
+/* out[0..DSG_NOISE_BLOCK-1] = block number `block` of the draw. */
+void dsg_noise_block(float *restrict out, dsg_noise_key key, uint32_t block);
+
+/* out[i] = element i of the draw, i = 0..n-1. */
+void dsg_normal_f32(float *restrict out, dsg_noise_key key, size_t n);
+void dsg_normal_f64(double *restrict out, dsg_noise_key key, size_t n);
+
+#endif

@@ -1,0 +1,20 @@
+#include "dsg/mask.h"
+
+#include "op_checks.h"
+
+#define DSG_PRECISION 32
+#include "dsg/precision.h"
+#include "test_mask.inc.h"
+#undef DSG_PRECISION
+#define DSG_PRECISION 64
+#include "dsg/precision.h"
+#include "test_mask.inc.h"
+#undef DSG_PRECISION
+
+int
+main(void)
+{
+    test_mask_all_f32();
+    test_mask_all_f64();
+    return REPORT();
+}
