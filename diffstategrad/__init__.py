@@ -1,0 +1,39 @@
+"""Inverse problems with diffusion priors and state-guided projected gradients."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+from diffstategrad import _core
+
+__version__ = _version("diffstategrad")
+if _core.__version__ != __version__:
+    raise ImportError(
+        f"diffstategrad {__version__} found a compiled module of version "
+        f"{_core.__version__}: install again"
+    )
+
+from diffstategrad import metrics, operators, priors
+from diffstategrad._core import NumericalError, set_num_threads
+from diffstategrad.priors import GaussianPrior, Prior
+from diffstategrad.projection import StateProjector
+from diffstategrad.result import Result
+from diffstategrad.samplers import DAPS, describe, methods
+from diffstategrad.solve import solve
+
+__all__ = [
+    "DAPS",
+    "GaussianPrior",
+    "NumericalError",
+    "Prior",
+    "Result",
+    "StateProjector",
+    "__version__",
+    "describe",
+    "methods",
+    "metrics",
+    "operators",
+    "priors",
+    "set_num_threads",
+    "solve",
+]

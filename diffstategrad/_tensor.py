@@ -1,0 +1,62 @@
+"""The door to the C core: what comes in is checked and made dense here, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_tensor", "check_finite", "dtype_name", "prepare"]
+
+_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Name of a precision the core has; TypeError for any other dtype."""
+    if dtype not in _DTYPES:
+        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
+    return _DTYPES[dtype]
+
+
+def as_tensor(x: Any, name: str) -> Tensor:
+    """A tensor over the same memory where possible; TypeError for anything else."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray):
+        if x.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+        native = np.ascontiguousarray(x)
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
+    raise TypeError(f"{name} must be a tensor or an array, got {type(x).__name__}")
+
+
+def prepare(x: Any, name: str) -> Tensor:
+    """Image batch as the core takes it: (B, C, H, W), float, CPU, dense, detached.
+
+    Raises
+    ------
+    TypeError
+        For a dtype other than float32 and float64.
+    ValueError
+        For another number of axes or another device.
+    """
+    x = as_tensor(x, name)
+    if x.dtype not in _DTYPES:
+        raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
+    if x.ndim != 4:
+        raise ValueError(
+            f"{name} must have 4 axes (batch, channels, height, width), "
+            f"got shape {tuple(x.shape)}"
+        )
+    if x.device.type != "cpu":
+        raise ValueError(f"{name} must be on the CPU, got {x.device}")
+    return x.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """ValueError that counts the entries which are NaN or infinite."""
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise ValueError(f"{name} has {bad} entries that are NaN or infinite")

@@ -1,0 +1,167 @@
+"""The `diffstategrad` command: the same words as the Python calls."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status.  Wrong input ends with one line, not a
+    traceback."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.run(args) or 0
+    except (ValueError, TypeError, OSError) as error:
+        print(f"diffstategrad {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"diffstategrad {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="diffstategrad", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    p = commands.add_parser("solve", help="restore a picture")
+    p.add_argument(
+        "picture", help="a clean photograph, or with --measured a measurement"
+    )
+    p.add_argument(
+        "--task", required=True, help="name in configs/tasks, or a .yaml file"
+    )
+    p.add_argument("--method", default="daps")
+    p.add_argument(
+        "--prior", default="leaves64", help="bundled name or .safetensors file"
+    )
+    p.add_argument("--project", action="store_true", help="with the state projector")
+    p.add_argument("--measured", action="store_true", help="the picture is y itself")
+    p.add_argument("--size", type=int, help="cut out and resize to SIZE x SIZE first")
+    p.add_argument("--n-samples", type=int, default=1)
+    p.add_argument("--steps", type=int)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--option", "-O", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument("--out", "-o", required=True, help="picture to write")
+    p.add_argument("--save", help="write the whole result, .safetensors")
+    p.set_defaults(run=_solve)
+
+    p = commands.add_parser(
+        "demo", help="restore photographs, with and without projector"
+    )
+    p.add_argument("--out", "-o", default="demo", help="folder for the picture")
+    p.add_argument("--quick", action="store_true", help="one photograph, few levels")
+    p.set_defaults(run=_demo)
+
+    p = commands.add_parser("train", help="train a prior")
+    p.add_argument("config", help="configs/training/....yaml")
+    p.add_argument("--out", "-o", help="folder for checkpoints, log and samples")
+    p.add_argument("--steps", type=int, help="instead of the configured number")
+    p.add_argument("--restart", action="store_true", help="ignore a checkpoint in OUT")
+    p.set_defaults(run=_train)
+
+    p = commands.add_parser("info", help="versions, libraries, processor, priors")
+    p.set_defaults(run=_info)
+    return parser
+
+
+def _solve(args: argparse.Namespace) -> None:
+    from diffstategrad.config import load_task, method_options
+    from diffstategrad.images import load_image, save_image
+    from diffstategrad.solve import solve
+
+    task = load_task(args.task)
+    options = {**method_options(args.method, args.task), **_options(args.option)}
+    if args.steps is not None:
+        options["steps"] = args.steps
+    _check_writable(args.out, args.save)
+    picture = load_image(args.picture, args.size)
+    operator = task.build(tuple(picture.shape[-2:]))
+    y = (
+        picture
+        if args.measured
+        else operator.measure(picture, task.sigma, seed=args.seed)
+    )
+    result = solve(
+        y,
+        operator,
+        args.prior,
+        args.method,
+        sigma=task.sigma,
+        project=args.project,
+        n_samples=args.n_samples,
+        seed=args.seed,
+        **options,
+    )
+    save_image(args.out, result.x)
+    if args.save:
+        result.save(args.save)
+    print(result)
+    if not args.measured:
+        scores = {k: round(v.item(), 4) for k, v in result.score(picture).items()}
+        print(json.dumps(scores))
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; values as YAML reads them."""
+    import yaml
+
+    out = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--option takes NAME=VALUE, got {pair!r}")
+        out[name.replace("-", "_")] = yaml.safe_load(value)
+    return out
+
+
+def _check_writable(*paths: str | None) -> None:
+    for path in paths:
+        if path and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"no folder to write {path} into")
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from diffstategrad.demo import run
+
+    run(Path(args.out), quick=args.quick)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from diffstategrad.training import train
+
+    train(args.config, out=args.out, steps=args.steps, resume=not args.restart)
+
+
+def _info(args: argparse.Namespace) -> None:
+    import platform
+
+    import numpy
+    import torch
+
+    from diffstategrad import __version__, _core, priors
+
+    core = _core.info()
+    for name, value in (
+        ("diffstategrad", __version__),
+        ("python", platform.python_version()),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("numpy", numpy.__version__),
+        ("BLAS", core["blas"]),
+        ("FFT", core.get("fft", "FFTW")),
+        ("compiler", core["compiler"]),
+        ("processor", f"{platform.machine()}, kernels for {core['isa']}"),
+        ("threads", core["threads"]),
+        ("priors", ", ".join(priors.BUNDLED)),
+    ):
+        print(f"{name:14} {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Priors: what images look like.
+
+To add a bundled one: its weights in ``weights/``, and its line in `BUNDLED`.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from diffstategrad._options import nearest
+from diffstategrad.priors.base import CallablePrior, Prior
+from diffstategrad.priors.gaussian import GaussianPrior
+from diffstategrad.priors.network import NetworkPrior, load_prior
+
+__all__ = [
+    "BUNDLED",
+    "CallablePrior",
+    "GaussianPrior",
+    "NetworkPrior",
+    "Prior",
+    "as_prior",
+    "load_prior",
+]
+
+#: Name -> file in the package's weights folder.
+BUNDLED = {"leaves64": "leaves64.safetensors"}
+
+
+def as_prior(prior: Any) -> Prior:
+    """A Prior from a bundled name, a path of weights, a Prior or a callable.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name or an unreadable file.
+    TypeError
+        For anything else that is not callable.
+    """
+    if isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, str) and prior in BUNDLED:
+        weights = Path(str(files("diffstategrad.weights") / BUNDLED[prior]))
+        return load_prior(weights, name=prior)
+    if isinstance(prior, str | Path):
+        if Path(prior).is_file():
+            return load_prior(prior)
+        raise ValueError(
+            f"no prior and no file named {str(prior)!r}{nearest(prior, BUNDLED)}"
+        )
+    if callable(prior):
+        return CallablePrior(prior)
+    raise TypeError(
+        "prior must be a name, a path, a Prior or a callable (x, sigma) -> x0, "
+        f"got {type(prior).__name__}"
+    )

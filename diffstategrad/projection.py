@@ -1,0 +1,201 @@
+r"""Projection of a measurement gradient onto the dominant subspace of the state.
+
+For every channel, with the diffusion state :math:`Z = U \operatorname{diag}(s) V^\top`
+and a gradient :math:`G`,
+
+.. math:: P(G) = U_r U_r^\top G V_r V_r^\top, \qquad
+          r = \min\{j : s_1^2 + \dots + s_j^2 \ge \tau \lVert Z\rVert_F^2\},
+
+:math:`\tau` being the variance retention threshold, here called `energy` (DAPS has
+another tau).
+
+References
+----------
+Zirvi, Tolooshams, Anandkumar, "Diffusion State-Guided Projected Gradient for Inverse
+Problems", ICLR 2025, sections 3 and 4, Appendix C.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffstategrad import _core
+from diffstategrad._options import nearest
+from diffstategrad._tensor import check_finite, dtype_name, prepare
+from diffstategrad.noise import CounterNoise
+
+__all__ = ["StateProjector", "Subspace"]
+
+_RULES = {"per_channel": 0, "mean": 1, "official": 2}
+_FIXED = 3
+_SIDES = {"left": 1, "right": 2, "both": 3}
+_SUBSPACES = ("state", "gradient", "random")
+# Sample index of the random subspace's numbers, apart from all other streams.
+_RANDOM_SUBSPACE = 2**32 - 2
+
+
+@dataclass(frozen=True)
+class StateProjector:
+    """How a gradient is projected; the subspace itself comes from a state.
+
+    Parameters
+    ----------
+    energy : float in (0, 1]
+        Share of the state's energy (squared singular values) that is kept; 0.99 in the
+        paper.  1 keeps all: the identity on square images.
+    rank : "per_channel", "mean", "official" or int >= 1
+        How the channels' ranks combine: each its own (the paper), their mean rounded
+        down, as the published code computes it, or one given number.
+    sides : "both", "left" or "right"
+    period : int >= 1
+        Projects on iterations 0, period, 2 period, ...; 1 for PSLD and DAPS, 5 for
+        ReSample in the paper.
+    subspace : "state", "gradient" or "random"
+        What supplies the singular vectors: the state (the method), the gradient itself,
+        or a random matrix drawn anew for every decomposition (the paper's ablation).
+    seed : int
+        Of the random subspace.
+
+    Examples
+    --------
+    In somebody's own loop::
+
+        proj = StateProjector(energy=0.99)
+        g = proj(g, state=x_t)
+    """
+
+    energy: float = 0.99
+    rank: Literal["per_channel", "mean", "official"] | int = "per_channel"
+    sides: Literal["both", "left", "right"] = "both"
+    period: int = 1
+    subspace: Literal["state", "gradient", "random"] = "state"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.energy, int | float) and 0 < self.energy <= 1):
+            raise ValueError(
+                f"StateProjector: energy must lie in (0, 1], got {self.energy!r}"
+            )
+        if isinstance(self.rank, str):
+            if self.rank not in _RULES:
+                raise ValueError(
+                    f"StateProjector: unknown rank rule {self.rank!r}"
+                    f"{nearest(self.rank, _RULES)}"
+                )
+        elif (
+            isinstance(self.rank, bool)
+            or not isinstance(self.rank, int)
+            or self.rank < 1
+        ):
+            raise ValueError(
+                f"StateProjector: rank must be a rule or an int >= 1, got {self.rank!r}"
+            )
+        if self.sides not in _SIDES:
+            raise ValueError(
+                f"StateProjector: unknown sides {self.sides!r}"
+                f"{nearest(self.sides, _SIDES)}"
+            )
+        if (
+            isinstance(self.period, bool)
+            or not isinstance(self.period, int)
+            or self.period < 1
+        ):
+            raise ValueError(
+                f"StateProjector: period must be an int >= 1, got {self.period!r}"
+            )
+        if self.subspace not in _SUBSPACES:
+            raise ValueError(
+                f"StateProjector: unknown subspace {self.subspace!r}"
+                f"{nearest(self.subspace, _SUBSPACES)}"
+            )
+
+    def __call__(self, grad: Tensor, *, state: Tensor, iteration: int = 0) -> Tensor:
+        """The projected gradient, a new tensor.
+
+        Parameters
+        ----------
+        grad : Tensor, shape (B, C, H, W), float32 or float64, CPU
+        state : Tensor, same shape and dtype
+            Diffusion state in [-1, 1] convention or raw latent units (the projection is
+            invariant to its scale, not to an offset).
+        iteration : int
+            Compared with `period`.
+
+        Raises
+        ------
+        ValueError
+            If shapes or dtypes differ or the state has NaN.
+        """
+        grad = prepare(grad, "grad")
+        if iteration % self.period:
+            return grad.clone()
+        return self.factors(grad if self.subspace == "gradient" else state, grad).apply(
+            grad
+        )
+
+    def factors(
+        self, state: Tensor, like: Tensor | None = None, *, draw: int = 0
+    ) -> Subspace:
+        """Decomposes `state` once, for many gradients of the shape of `like` (default:
+        of the state itself)."""
+        state = prepare(state, "state")
+        if like is not None and (like.shape, like.dtype) != (state.shape, state.dtype):
+            raise ValueError(
+                f"grad and state must agree, got {tuple(like.shape)} {like.dtype} and "
+                f"{tuple(state.shape)} {state.dtype}"
+            )
+        check_finite(state, "state")
+        if self.subspace == "random":
+            source = CounterNoise(
+                self.seed, range(len(state)), [_RANDOM_SUBSPACE] * len(state)
+            )
+            source.draw = draw
+            state = source.normal(state)
+        subspace = Subspace(tuple(state.shape), state.dtype)
+        subspace.prepare(state, self)
+        return subspace
+
+    def replace(self, **changes: Any) -> StateProjector:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def spec(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+
+class Subspace:
+    """Singular subspaces of one batch of states, ready to be applied."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype):
+        self.native = _core.Projector(dtype_name(dtype), shape[0], tuple(shape[1:]))
+
+    def prepare(self, state: Tensor, projector: StateProjector) -> None:
+        """Replaces the factors by those of another state of the same shape."""
+        if isinstance(projector.rank, str):
+            rule, fixed = _RULES[projector.rank], 0
+        else:
+            rule, fixed = _FIXED, projector.rank
+        self.native.prepare(
+            state, projector.energy, rule, fixed, _SIDES[projector.sides]
+        )
+
+    def apply(self, grad: Tensor) -> Tensor:
+        """P(grad), a new tensor."""
+        out = prepare(grad, "grad").clone()
+        self.native.apply(out)
+        return out
+
+    @property
+    def ranks(self) -> tuple[tuple[int, ...], ...]:
+        """Rank of every channel, a tuple per image."""
+        return self.native.ranks
+
+    @property
+    def kept(self) -> tuple[tuple[float, ...], ...]:
+        """Share of the state's energy kept in every channel, a tuple per image."""
+        return self.native.kept

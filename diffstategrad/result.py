@@ -1,0 +1,235 @@
+"""What `solve` returns."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffstategrad import metrics
+from diffstategrad.images import to_uint8
+
+__all__ = ["Result"]
+
+_FORMAT = "diffstategrad.Result/1"
+_ARRAY = "__array__"
+
+
+@dataclass
+class Result:
+    """Restored images and how they came about.
+
+    Attributes
+    ----------
+    x : Tensor, shape (B, C, H, W)
+        Of every image the sample with the smallest residual.
+    samples : Tensor, shape (n_samples, B, C, H, W)
+        NaN where a run diverged.
+    y : Tensor
+        The measurement.
+    residual : Tensor, shape (n_samples, B), float64
+        ||A(x) - y|| / (sigma sqrt(m)) of every sample, about 1 when it is consistent
+        with the noise.
+    nfe : int
+        Network calls for each sample of each image.
+    seconds : float
+    trace : list of dict
+        Per level: sigma, residual, and with a projector rank and kept energy.
+    spec : dict
+        All that is needed to run it again, seeds, masks and kernels included.
+    warnings : list of str
+    """
+
+    x: Tensor
+    samples: Tensor
+    y: Tensor
+    residual: Tensor
+    nfe: int
+    seconds: float
+    trace: list[dict[str, Any]] = field(default_factory=list)
+    spec: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over the samples that did not diverge, (B, C, H, W)."""
+        return self.samples.nanmean(0)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation over the samples that did not diverge, (B, C, H, W);
+        zeros for a single sample."""
+        centred = self.samples - self.mean
+        count = (~self.samples.isnan()).sum(0)
+        return (centred.square().nansum(0) / (count - 1).clamp_min(1)).sqrt()
+
+    def score(self, x_true: Tensor) -> dict[str, Tensor]:
+        """Quality against the truth, which enters here and nowhere else.
+
+        Parameters
+        ----------
+        x_true : Tensor, shape of x, in [-1, 1]
+
+        Returns
+        -------
+        dict of Tensor, shape (B,), float64
+            psnr, ssim, nmse of `x`; for several samples also mean_psnr of their mean
+            and oracle_psnr of the sample that the truth would choose.
+        """
+        x_true = x_true.to(self.x)
+        out = {
+            "psnr": metrics.psnr(self.x, x_true),
+            "ssim": metrics.ssim(self.x, x_true),
+            "nmse": metrics.nmse(self.x, x_true),
+        }
+        if len(self.samples) > 1:
+            each = torch.stack([metrics.psnr(s, x_true) for s in self.samples])
+            out["mean_psnr"] = metrics.psnr(self.mean, x_true)
+            out["oracle_psnr"] = each.nan_to_num(-torch.inf).amax(0)
+        return out
+
+    # ---- pictures ----
+
+    def panels(self, image: int = 0) -> dict[str, np.ndarray]:
+        """8-bit pictures (H, W, 3) of one image: y, x and, for several samples, std
+        scaled to its maximum."""
+        out = {"y": to_uint8(self.y[image]), "x": to_uint8(self.x[image])}
+        if len(self.samples) > 1:
+            std = self.std[image].mean(0, keepdim=True)
+            out["std"] = to_uint8(2 * std / std.max().clamp_min(1e-12) - 1)
+        return out
+
+    def plot(self, image: int = 0) -> Figure:
+        """A matplotlib figure: measurement, restoration, standard deviation."""
+        panels = self.panels(image)
+        figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
+        for axis, (title, picture) in zip(
+            figure.subplots(1, len(panels)), panels.items(), strict=True
+        ):
+            axis.imshow(picture)
+            axis.set_title(title)
+            axis.set_axis_off()
+        return figure
+
+    def plot_trace(self) -> Figure:
+        """A matplotlib figure of residual and rank against the noise level."""
+        sigma = [level["sigma"] for level in self.trace]
+        ranks = [level["rank"] for level in self.trace if "rank" in level]
+        figure = Figure(figsize=(9 if ranks else 5, 3.4), layout="constrained")
+        axes = figure.subplots(1, 2 if ranks else 1, squeeze=False)[0]
+        axes[0].loglog(sigma, [level["residual"] for level in self.trace])
+        axes[0].set_ylabel("residual")
+        if ranks:
+            axes[1].semilogx(sigma, ranks)
+            axes[1].set_ylabel("mean rank")
+        for axis in axes:
+            axis.set_xlabel("sigma")
+            axis.invert_xaxis()
+        return figure
+
+    def __repr__(self) -> str:
+        n, b = self.residual.shape
+        c, h, w = self.x.shape[1:]
+        method = self.spec.get("method", {}).get("name", "?")
+        best = self.residual.nan_to_num(torch.inf).amin(0)
+        text = (
+            f"Result({method}: {b} image(s) {c}x{h}x{w}, {n} sample(s), residual "
+            f"{', '.join(f'{r:.2f}' for r in best.tolist())}, "
+            f"{self.nfe} network calls, {self.seconds:.1f} s)"
+        )
+        return "\n".join([text, *(f"  warning: {w}" for w in self.warnings)])
+
+    def _repr_html_(self) -> str:
+        cells = []
+        for title, picture in self.panels().items():
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "PNG")
+            data = base64.b64encode(buffer.getvalue()).decode()
+            cells.append(
+                f'<figure style="display:inline-block;margin:4px">'
+                f'<img src="data:image/png;base64,{data}" style="height:256px">'
+                f"<figcaption>{title}</figcaption></figure>"
+            )
+        return "".join(cells) + f"<pre>{html.escape(repr(self))}</pre>"
+
+    # ---- files ----
+
+    def save(self, path: str | Path) -> None:
+        """Writes everything to one .safetensors file, under a temporary name first."""
+        path = Path(path)
+        arrays: dict[str, Tensor] = {
+            "x": self.x,
+            "samples": self.samples,
+            "y": self.y,
+            "residual": self.residual,
+        }
+        record = {
+            "nfe": self.nfe,
+            "seconds": self.seconds,
+            "trace": self.trace,
+            "spec": _take_arrays(self.spec, arrays),
+            "warnings": self.warnings,
+        }
+        metadata = {"format": _FORMAT, "record": json.dumps(record)}
+        tensors = {name: array.contiguous() for name, array in arrays.items()}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        os.close(handle)
+        try:
+            save_file(tensors, temporary, metadata)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """Reads what `save` wrote; ValueError for any other file."""
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError(f"{path} is no saved Result")
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+                record = json.loads(metadata["record"])
+                record["spec"] = _give_arrays(record["spec"], arrays)
+                names = ("x", "samples", "y", "residual")
+                return cls(**{name: arrays[name] for name in names}, **record)
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no saved Result: {error}") from None
+
+
+def _take_arrays(value: Any, arrays: dict[str, Tensor]) -> Any:
+    """The value with every array moved to `arrays`, a reference in its place."""
+    if isinstance(value, np.ndarray):
+        name = f"spec.{len(arrays)}"
+        arrays[name] = torch.from_numpy(value)
+        return {_ARRAY: name}
+    if isinstance(value, dict):
+        return {k: _take_arrays(v, arrays) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_take_arrays(v, arrays) for v in value]
+    return value
+
+
+def _give_arrays(value: Any, arrays: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {_ARRAY}:
+            return arrays[value[_ARRAY]].numpy()
+        return {k: _give_arrays(v, arrays) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_give_arrays(v, arrays) for v in value]
+    return value

@@ -1,0 +1,304 @@
+"""`solve`: the one call users make."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffstategrad._tensor import as_tensor, check_finite, dtype_name, prepare
+from diffstategrad.noise import CounterNoise, NoiseSource, TorchNoise
+from diffstategrad.operators.base import Operator
+from diffstategrad.priors import Prior, as_prior
+from diffstategrad.projection import StateProjector
+from diffstategrad.result import Result
+from diffstategrad.samplers import Level, Problem, Sampler, as_sampler
+
+__all__ = ["solve"]
+
+# Residuals outside this range are worth a warning.
+_CONSISTENT = (0.5, 2.0)
+
+
+def solve(
+    y: Tensor,
+    operator: Operator,
+    prior: Any,
+    method: str | Sampler = "daps",
+    *,
+    sigma: float,
+    project: StateProjector | bool | None = None,
+    n_samples: int = 1,
+    steps: int | None = None,
+    seed: int | torch.Generator | NoiseSource = 0,
+    batch: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    callback: Callable[[Level], Any] | None = None,
+    progress: bool | None = None,
+    **method_options: Any,
+) -> Result:
+    """Restores images from y = A(x) + sigma n.
+
+    Image i of a batch gets the result it would get alone, bit for bit, whatever the
+    number of threads (with the default `batch` on the CPU).
+
+    Parameters
+    ----------
+    y : Tensor or array, shape (B, C, H, W), float32 or float64
+        The measurement.
+    operator : Operator
+    prior : str, path, Prior or callable (x, sigma) -> x0
+        Name of a bundled prior, weights, or anything that denoises.
+    method : str or Sampler
+        See `methods()` and `describe(method)`.
+    sigma : float > 0
+        Standard deviation of the measurement's noise, in units of y.
+    project : None, True or StateProjector
+        True takes the paper's setting for the method.
+    n_samples : int >= 1
+        Independent runs for each image.
+    steps : int, optional
+        The method's number of levels or iterations.
+    seed : int, torch.Generator or NoiseSource
+    batch : int, optional
+        Images in one network call; default 1.  More than one may change results in the
+        last bits.
+    device : optional
+        Where to run; the CPU.
+    dtype : optional
+        float32 or float64; default that of y.
+    callback : callable, optional
+        Gets a `Level` after every level; a true answer stops the run.
+    progress : bool, optional
+        Show a progress bar; default where somebody can see it.
+    **method_options
+        Options of the method.
+
+    Returns
+    -------
+    Result
+        Ctrl-C returns what has been reached, with a warning in it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything that does not fit, before the first network call.
+    """
+    sampler = as_sampler(method, _with_steps(method_options, steps))
+    projector = _as_projector(project, sampler)
+    if not isinstance(operator, Operator):
+        raise TypeError(f"operator must be an Operator, got {type(operator).__name__}")
+    if isinstance(sigma, bool) or not isinstance(sigma, int | float):
+        raise TypeError(f"sigma must be a number, got {type(sigma).__name__}")
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"sigma must be > 0, got {sigma}")
+    for name, value in (("n_samples", n_samples), ("batch", batch)):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
+            raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if device is not None and torch.device(device).type != "cpu":
+        raise ValueError(f"device must be the CPU, got {device}")
+    if dtype is not None:
+        dtype_name(dtype)
+        y = as_tensor(y, "y").to(dtype)
+    y = prepare(y, "y")
+    if len(y) == 0:
+        raise ValueError("y is an empty batch")
+    check_finite(y, "y")
+
+    shape = operator.image_shape(tuple(y.shape[1:]))
+    expected = operator.out_shape(shape)
+    if tuple(expected) != tuple(y.shape[1:]):
+        raise ValueError(
+            f"y has images of shape {tuple(y.shape[1:])}, the operator measures "
+            f"{tuple(expected)}"
+        )
+    prior = as_prior(prior)
+    prior.check_shape(shape)
+
+    b, chains = len(y), n_samples * len(y)
+    images = list(range(b)) * n_samples
+    samples = [s for s in range(n_samples) for _ in range(b)]
+    network = _Network(prior, batch or 1)
+    problem = Problem(
+        y=y.repeat(n_samples, 1, 1, 1),
+        operator=operator,
+        denoise=network,
+        sigma=float(sigma),
+        noise=_as_noise(seed, images, samples),
+        start=y.new_empty((chains, *shape)),
+        projector=projector,
+    )
+    spec = {
+        "method": sampler.spec(),
+        "prior": prior.spec(),
+        "operator": operator.spec(),
+        "project": projector.spec() if projector else None,
+        "sigma": float(sigma),
+        "n_samples": n_samples,
+        "seed": seed if isinstance(seed, int) else repr(seed),
+    }
+    started = time.perf_counter()
+    report = _Report(problem, sampler.levels, callback, progress)
+    x = report.run(sampler, problem)
+    seconds = time.perf_counter() - started
+
+    measurement_size = y[0].numel()
+    residual = torch.cat(
+        [
+            (operator(x[i : i + b]) - y).double().flatten(1).norm(dim=1)
+            for i in range(0, chains, b)
+        ]
+    ).reshape(n_samples, b) / (sigma * math.sqrt(measurement_size))
+    stacked = x.reshape(n_samples, b, *shape)
+    best = residual.nan_to_num(torch.inf).argmin(0)
+    return Result(
+        x=stacked[best, torch.arange(b)].clone(),
+        samples=stacked,
+        y=y,
+        residual=residual,
+        nfe=network.calls,
+        seconds=seconds,
+        trace=report.trace,
+        spec=spec,
+        warnings=report.warnings + _residual_warnings(residual),
+    )
+
+
+class _Network:
+    """The prior, some images at a time, counted."""
+
+    def __init__(self, prior: Prior, batch: int):
+        self.prior, self.batch = prior, batch
+        self.calls = 0
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, sigma: float) -> Tensor:
+        self.calls += 1
+        out = torch.empty_like(x)
+        for i in range(0, len(x), self.batch):
+            out[i : i + self.batch] = self.prior.denoise(x[i : i + self.batch], sigma)
+        return out
+
+
+class _Stop(Exception):
+    """Raised by a report to end the run with what it has."""
+
+
+class _Report:
+    """Follows a run level by level: progress bar, callback, trace, divergence."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        levels: int,
+        callback: Callable[[Level], Any] | None,
+        progress: bool | None,
+    ):
+        if progress is None:
+            progress = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.callback, self.levels = callback, levels
+        self.scale = problem.sigma * math.sqrt(problem.y[0].numel())
+        self.trace: list[dict[str, Any]] = []
+        self.warnings: list[str] = []
+        self.diverged: set[int] = set()
+        self.last: Level | None = None
+        self.bar = tqdm(total=levels, disable=not progress, leave=False)
+
+    def run(self, sampler: Sampler, problem: Problem) -> Tensor:
+        """The sampler's result, or the last level's where the run was cut short."""
+        try:
+            return sampler.run(problem, self)
+        except (_Stop, KeyboardInterrupt) as reason:
+            if self.last is None:
+                raise
+            if isinstance(reason, KeyboardInterrupt):
+                self.warnings.append(
+                    f"interrupted after level {self.last.index + 1} of {self.levels}"
+                )
+        finally:
+            self.bar.close()
+        x = self.last.x0y.clone()
+        x[sorted(self.diverged)] = torch.nan
+        return x
+
+    def __call__(self, level: Level) -> None:
+        self.last = level
+        self._note_divergence(level)
+        residual = level.sqnorm.nanmean().sqrt().item() / self.scale
+        entry = {"sigma": level.sigma, "residual": residual}
+        if level.ranks is not None and level.kept is not None:
+            entry["rank"] = _mean(level.ranks)
+            entry["kept"] = _mean(level.kept)
+        self.trace.append(entry)
+        self.bar.update()
+        self.bar.set_postfix(sigma=f"{level.sigma:.3g}", residual=f"{residual:.3g}")
+        if self.callback is not None and self.callback(level):
+            self.warnings.append(
+                f"stopped by the callback after level {level.index + 1}"
+            )
+            raise _Stop
+
+    def _note_divergence(self, level: Level) -> None:
+        bad = set(torch.nonzero(level.sqnorm.isnan()).flatten().tolist())
+        new = sorted(bad - self.diverged)
+        self.diverged |= bad
+        if new:
+            self.warnings.append(
+                f"{len(new)} of {len(level.sqnorm)} runs diverged at level "
+                f"{level.index + 1} (sigma {level.sigma:.3g}): lower the step size"
+            )
+        if len(bad) == len(level.sqnorm):
+            raise _Stop
+
+
+def _mean(values: tuple[tuple[float, ...], ...]) -> float:
+    flat = [value for image in values for value in image]
+    return sum(flat) / len(flat)
+
+
+def _with_steps(options: dict[str, Any], steps: int | None) -> dict[str, Any]:
+    return options if steps is None else {**options, "steps": steps}
+
+
+def _as_projector(
+    project: StateProjector | bool | None, sampler: Sampler
+) -> StateProjector | None:
+    if project is None or project is False:
+        return None
+    if sampler.projection is None:
+        raise ValueError(f"{sampler.name} has no measurement gradient to project")
+    if project is True:
+        return sampler.projection
+    if not isinstance(project, StateProjector):
+        raise TypeError(
+            f"project must be None, True or a StateProjector, got {project!r}"
+        )
+    return project
+
+
+def _as_noise(seed: Any, images: list[int], samples: list[int]) -> NoiseSource:
+    if isinstance(seed, torch.Generator):
+        return TorchNoise(seed)
+    if hasattr(seed, "normal") and hasattr(seed, "native"):
+        return seed
+    return CounterNoise(seed, images, samples)
+
+
+def _residual_warnings(residual: Tensor) -> list[str]:
+    finite = residual[residual.isfinite()]
+    low, high = _CONSISTENT
+    if finite.numel() and (finite.min() < low or finite.max() > high):
+        return [
+            f"residual {finite.min():.2f} to {finite.max():.2f}, far from 1: the "
+            "results do not agree with a measurement of this sigma"
+        ]
+    return []
