@@ -1,0 +1,127 @@
+r"""Recordings of published codes: reading, replaying, comparing.
+
+A recording is a ``.npz`` of arrays with a JSON text ``meta``.  Random draws are stored
+as int8 multiples of 1/32 in draw order.  The networks behind the recorded runs are the
+toys below, given by formula:
+
+- S smooths 3 x 3 (weights 1 2 1 / 4 in each axis, zeros outside), M mixes channels in a
+  circle;
+- :math:`\epsilon(x) = \frac{\sqrt w}{q (1 - w) + w} x - c \sqrt{1 - w} \tanh(M S x)`
+  with :math:`w = 1 - \bar\alpha(t)`: the optimal denoiser of a Gaussian of variance q
+  plus a bounded term.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Recording:
+    """Arrays of one file and a ledger of those that have been compared."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as file:
+            self.arrays = {name: file[name] for name in file.files}
+        self.meta: dict[str, Any] = json.loads(str(self.arrays.pop("meta")))
+        self.compared: dict[str, float] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.arrays[name]
+
+    def tensor(self, name: str) -> Tensor:
+        return torch.from_numpy(self.arrays[name].copy())
+
+    def names(self, pattern: str) -> list[str]:
+        return [name for name in self.arrays if fnmatchcase(name, pattern)]
+
+    def close(self, name: str, got: Any, *, atol: Any = 0.0, rtol: float = 0.0) -> None:
+        """|got - recorded| <= atol + rtol |recorded|, infinities equal."""
+        want = np.asarray(self.arrays[name], dtype=np.float64)
+        got = np.asarray(got, dtype=np.float64)
+        assert got.shape == want.shape, f"{name}: {got.shape}, recorded {want.shape}"
+        same = got == want
+        with np.errstate(invalid="ignore"):
+            error = np.where(same, 0.0, np.abs(got - want))
+            bound = atol + rtol * np.abs(want)
+        ok = same | (error <= bound)
+        assert ok.all(), (
+            f"{name}: {np.count_nonzero(~ok)} of {ok.size} entries differ, by up to "
+            f"{np.nanmax(error):.3g} where {np.max(bound):.3g} is allowed"
+        )
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.where(error == 0, 0.0, error / bound)
+        self.compared[name] = float(share.max(initial=0.0))
+
+    def equal(self, name: str, got: Any) -> None:
+        np.testing.assert_array_equal(np.asarray(got), self.arrays[name], err_msg=name)
+        self.compared[name] = 0.0
+
+    def check_complete(self, inputs: tuple[str, ...]) -> None:
+        """Every array was compared or is one of the known inputs; some were."""
+        assert self.compared, "nothing was compared"
+        left = [
+            name
+            for name in self.arrays
+            if name not in self.compared
+            and not any(fnmatchcase(name, pattern) for pattern in inputs)
+        ]
+        assert not left, f"arrays neither compared nor known as inputs: {left}"
+
+    def draws(self) -> Iterator[Tensor]:
+        """The recorded normal draws, in order."""
+        assert not self.arrays.get("noise_kind", np.zeros(1)).any(), "uniform draws"
+        numbers = self["noise_q"].astype(np.float32) / 32
+        ends = np.cumsum([np.prod(s[s > 0]) for s in self["noise_shape"]])
+        assert len(numbers) == ends[-1]
+        pieces = np.split(numbers, ends[:-1])
+        for shape, piece in zip(self["noise_shape"], pieces, strict=True):
+            yield torch.from_numpy(piece.reshape(shape[shape > 0]))
+
+
+def hash_unit(n: int, seed: int) -> np.ndarray:
+    """n numbers in [-1, 1) from 32-bit integer hashing, exact in float32."""
+    x = ((np.arange(n, dtype=np.uint64) * 0x9E3779B1) & 0xFFFFFFFF).astype(np.uint32)
+    x ^= np.uint32(seed)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x ^= x >> np.uint32(shift)
+        x *= np.uint32(factor)
+    x ^= x >> np.uint32(16)
+    return ((x >> np.uint32(8)) / 2**23 - 1).astype(np.float32)
+
+
+class ToyNetwork:
+    """The pixel network of the recordings: noise in the first half of its channels, a
+    variance code in the second."""
+
+    def __init__(self, toy: dict[str, Any]):
+        self.mix, self.q, self.c = toy["m"], toy["q"], toy["c"]
+
+    @staticmethod
+    def smooth(x: Tensor) -> Tensor:
+        row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
+        kernel = torch.outer(row, row).expand(x.shape[1], 1, 3, 3)
+        return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
+
+    def mixed(self, x: Tensor) -> Tensor:
+        a, b, c = self.mix
+        return a * x + b * x.roll(-1, 1) + c * x.roll(-2, 1)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        u = t.reshape(-1, 1, 1, 1).to(x.dtype) / 999
+        w = -torch.expm1(-(9.95 * u * u + 0.1 * u))
+        smooth = self.smooth(x)
+        gain = w.sqrt() / (self.q * (1 - w) + w)
+        eps = gain * x - self.c * (1 - w).sqrt() * torch.tanh(self.mixed(smooth))
+        return torch.cat([eps, torch.tanh(smooth)], 1)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffstategrad.schedules import (
+    SqrtVPSchedule,
+    VPSchedule,
+    beta_table,
+    daps_annealing,
+    daps_ode,
+    ddpm_tables,
+    latent_grid,
+    layer_grid,
+    poly_grid,
+)
+
+SCHEDULES = [VPSchedule(), SqrtVPSchedule()]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_time_and_sigma_are_inverse_to_each_other(schedule):
+    sigma = np.geomspace(1e-3, 100, 50)
+    # VPSchedule subtracts beta_min from a root 1e-4 above it at the lowest level
+    again = schedule.sigma_of_t(schedule.t_of_sigma(sigma))
+    np.testing.assert_allclose(again, sigma, rtol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_sigma_squared_plus_one_is_the_inverse_of_alpha_bar(schedule):
+    t = np.linspace(0, 999, 30)
+    product = (1 + schedule.sigma_of_t(t) ** 2) * schedule.alpha_bar(t)
+    np.testing.assert_allclose(product, 1, rtol=1e-12)
+
+
+def test_continuous_schedules_are_close_to_the_tables_they_stand_for():
+    for schedule, betas in (
+        (VPSchedule(), beta_table()),
+        (SqrtVPSchedule(), beta_table(0.00085, 0.012, sqrt=True)),
+    ):
+        table = np.log(np.cumprod(1 - betas))[[99, 499, 999]]
+        curve = np.log(schedule.alpha_bar(np.array([99, 499, 999])))
+        np.testing.assert_allclose(curve, table, rtol=0.03)
+
+
+def test_t_of_sigma_has_the_values_of_the_published_preconditioning():
+    t = VPSchedule().t_of_sigma([100, 10, 1, 0.1, 0.01])
+    published = [956.149594, 675.368914, 258.701302, 26.967953, 0.915476]
+    np.testing.assert_allclose(t, published, atol=5e-7)
+
+
+def test_poly_grid_has_its_ends_and_is_even_in_the_root():
+    grid = poly_grid(80, 0.002, 12, rho=5)
+    np.testing.assert_allclose(grid[[0, -1]], [80, 0.002], rtol=1e-14)
+    np.testing.assert_allclose(np.diff(grid**0.2, 2), 0, atol=1e-14)
+
+
+def test_poly_grid_of_one_node_is_the_largest_level():
+    np.testing.assert_allclose(poly_grid(3.0, 0.1, 1), [3.0], rtol=1e-15)
+
+
+def test_daps_2024_grids_end_at_sigma_min_and_then_zero():
+    grid = daps_annealing("2024", 200)
+    assert grid.shape == (201,) and grid.dtype == np.float64
+    expected = [100, 97.8143799044, 7.0625690574, 0.1, 0]
+    np.testing.assert_allclose(grid[[0, 1, 100, 199, 200]], expected, rtol=1e-11)
+    np.testing.assert_allclose(daps_ode("2024", 1.0, 5)[-2:], [0.01, 0], rtol=1e-14)
+
+
+def test_daps_2025_annealing_never_uses_sigma_min_and_its_ode_stops_there():
+    grid = daps_annealing("2025", 200)
+    expected = [100, 97.8252052929, 0.1060401893, 0]
+    np.testing.assert_allclose(grid[[0, 1, 199, 200]], expected, rtol=1e-9)
+    ode = daps_ode("2025", 100.0, 5)
+    np.testing.assert_allclose(ode[[0, 1, 5]], [100, 33.034889476, 0.01], rtol=1e-10)
+
+
+@pytest.mark.parametrize("version, end", [("2024", 0.0), ("2025", 0.01)])
+def test_one_ode_step_goes_to_the_end_at_once(version, end):
+    np.testing.assert_allclose(daps_ode(version, 2.0, 1), [2.0, end], rtol=1e-14)
+
+
+@pytest.mark.parametrize("version", ["2024", "2025"])
+def test_one_annealing_level_is_sigma_max_and_zero(version):
+    np.testing.assert_allclose(daps_annealing(version, 1), [100, 0], rtol=1e-14)
+
+
+def test_ddpm_tables_have_the_published_values():
+    t = ddpm_tables()
+    np.testing.assert_allclose(
+        t.abar[[0, 499, 999]], [0.9999, 0.07858724288, 4.035829765e-5], rtol=1e-9
+    )
+    np.testing.assert_allclose(t.c1[500], 0.003058057076, rtol=1e-9)
+    np.testing.assert_allclose(t.minlog[:2], -9.816725135, rtol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [2, 7, 100, 1000])
+def test_respacing_keeps_the_signal_left_at_the_kept_times(steps):
+    t = ddpm_tables(steps)
+    assert t.timesteps[0] == 0 and t.timesteps[-1] == 999
+    full = ddpm_tables().abar
+    np.testing.assert_allclose(t.abar, full[t.timesteps], rtol=1e-11)
+
+
+def test_the_posterior_mean_of_a_noiseless_state_is_noiseless():
+    t = ddpm_tables(50)
+    mean = t.c1 + t.c2 * np.sqrt(t.abar)
+    np.testing.assert_allclose(mean, np.sqrt(t.abar_prev), rtol=1e-11)
+
+
+def test_latent_grid_has_more_steps_than_asked_for_unless_they_divide_the_table():
+    assert len(latent_grid(75).a) == 77
+    assert len(latent_grid(60).a) == 63
+    assert len(latent_grid(50).a) == 50
+
+
+def test_latent_grid_chains_its_levels_and_ends_at_the_first_entry():
+    grid = latent_grid(50)
+    np.testing.assert_array_equal(grid.p[1:], grid.a[:-1])
+    assert grid.p[0] == np.float32(0.9985)
+    assert not grid.sigma.any()
+
+
+def test_the_full_latent_grid_calls_the_network_one_time_late():
+    grid = latent_grid(1000, eta=1.0)
+    np.testing.assert_array_equal(grid.timesteps, np.arange(1, 1001))
+    assert grid.a[0] == grid.p[0] and grid.sigma[0] == 0
+
+
+def test_layer_grids_end_clean_or_at_the_first_entry_when_shifted():
+    plain, shifted = layer_grid(3), layer_grid(3, shifted=True)
+    np.testing.assert_array_equal(plain.timesteps, [666, 333, 0])
+    np.testing.assert_array_equal(shifted.timesteps, [999, 666, 333])
+    assert plain.p[-1] == 1
+    np.testing.assert_allclose(shifted.p[-1], 0.9999, rtol=1e-14)
+    np.testing.assert_array_equal(layer_grid(4, shifted=True).timesteps[:2], [999, 750])
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: poly_grid(1, 2, 3), "smin <= smax, got 2 and 1"),
+        (lambda: poly_grid(1, 0, 3), "got 0 and 1"),
+        (lambda: poly_grid(float("nan"), 0.1, 3), "got nan"),
+        (lambda: poly_grid(1, 0.1, 0), "n must be an int >= 1, got 0"),
+        (lambda: daps_annealing("2023", 5), "unknown DAPS version '2023'"),
+        (lambda: daps_annealing("2024", 2.5), r"steps must be an int >= 1, got 2\.5"),
+        (lambda: daps_ode("2025", 1.0, True), "steps must be an int >= 1, got True"),
+        (lambda: beta_table(0.1, 2.0), r"got 0\.1, 2\.0"),
+        (lambda: ddpm_tables(1), r"in 2\.\.1000, got 1"),
+        (lambda: ddpm_tables(2, np.array([0.1, np.nan])), "betas must lie in"),
+        (lambda: latent_grid(1001), r"in 1\.\.1000, got 1001"),
+        (lambda: latent_grid(300), "300 steps end at network time 1000"),
+        (lambda: latent_grid(50, eta=-1), "eta must be >= 0, got -1"),
+        (lambda: layer_grid(0), r"in 1\.\.1000, got 0"),
+    ],
+)
+def test_a_bad_argument_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
