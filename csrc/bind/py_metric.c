@@ -52,11 +52,10 @@ py_psnr(PyObject *mod, PyObject *args)
     if (borrow_args(st, fn, out, x, ref, &a) < 0)
         goto done;
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS
-    err = DSG_DISPATCH(a.x.f64, dsg_psnr, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
-                       a.shape, range, floor);
-    Py_END_ALLOW_THREADS
-    result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS err =
+        DSG_DISPATCH(a.x.f64, dsg_psnr, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
+                     a.shape, range, floor);
+    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
 done:
     release_args(&a);
     return result;
@@ -76,11 +75,9 @@ py_nmse(PyObject *mod, PyObject *args)
     if (borrow_args(st, fn, out, x, ref, &a) < 0)
         goto done;
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS
-    err = DSG_DISPATCH(a.x.f64, dsg_nmse, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
-                       a.shape);
-    Py_END_ALLOW_THREADS
-    result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS err = DSG_DISPATCH(a.x.f64, dsg_nmse, a.out.data, a.x.data,
+                                              a.ref.data, a.x.shape[0], a.shape);
+    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
 done:
     release_args(&a);
     return result;
@@ -102,11 +99,10 @@ py_ssim(PyObject *mod, PyObject *args)
     if (borrow_args(st, fn, out, x, ref, &a) < 0)
         goto done;
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS
-    err = DSG_DISPATCH(a.x.f64, dsg_ssim, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
-                       a.shape, range, (dsg_ssim_window)window);
-    Py_END_ALLOW_THREADS
-    result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS err =
+        DSG_DISPATCH(a.x.f64, dsg_ssim, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
+                     a.shape, range, (dsg_ssim_window)window);
+    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
 done:
     release_args(&a);
     return result;
@@ -118,7 +114,8 @@ PyMethodDef dsg_metric_functions[] = {
     {"nmse", py_nmse, METH_VARARGS,
      "nmse(out, x, ref, /)\n--\n\nNormalised mean squared error."},
     {"ssim", py_ssim, METH_VARARGS,
-     "ssim(out, x, ref, range, window, /)\n--\n\nStructural similarity; window 0 Gaussian "
+     "ssim(out, x, ref, range, window, /)\n--\n\nStructural similarity; window 0 "
+     "Gaussian "
      "11x11, 1 uniform 7x7."},
     {0},
 };

@@ -7,7 +7,8 @@ int
 dsg_projector_enter(const char *function, py_projector *p)
 {
     if (p->writing) {
-        PyErr_Format(PyExc_RuntimeError, "%s: the projector is being prepared", function);
+        PyErr_Format(PyExc_RuntimeError, "%s: the projector is being prepared",
+                     function);
         return -1;
     }
     p->users++;
@@ -42,10 +43,10 @@ projector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                             fn, b);
 
     void *projector = NULL;
-    dsg_status err =
-        f64 ? dsg_projector_create_f64((dsg_projector_f64 **)&projector, (size_t)b, shape)
-            : dsg_projector_create_f32((dsg_projector_f32 **)&projector, (size_t)b,
-                                       shape);
+    dsg_status err = f64 ? dsg_projector_create_f64((dsg_projector_f64 **)&projector,
+                                                    (size_t)b, shape)
+                         : dsg_projector_create_f32((dsg_projector_f32 **)&projector,
+                                                    (size_t)b, shape);
     if (err != DSG_OK)
         return dsg_raise(st, fn, err);
     py_projector *self = (py_projector *)type->tp_alloc(type, 0);
@@ -81,8 +82,8 @@ projector_prepare(PyObject *self, PyObject *args)
     int rule;
     Py_ssize_t fixed_rank;
     unsigned sides;
-    if (!PyArg_ParseTuple(args, "OdinI:prepare", &state_obj, &energy, &rule, &fixed_rank,
-                          &sides))
+    if (!PyArg_ParseTuple(args, "OdinI:prepare", &state_obj, &energy, &rule,
+                          &fixed_rank, &sides))
         return NULL;
 
     PyObject *result = NULL;
@@ -107,10 +108,9 @@ projector_prepare(PyObject *self, PyObject *args)
                                    .sides = sides};
     dsg_status err;
     p->writing = true;
-    Py_BEGIN_ALLOW_THREADS
-    err = DSG_DISPATCH(p->f64, dsg_projector_prepare, p->projector, state.data, &options);
-    Py_END_ALLOW_THREADS
-    p->writing = false;
+    Py_BEGIN_ALLOW_THREADS err =
+        DSG_DISPATCH(p->f64, dsg_projector_prepare, p->projector, state.data, &options);
+    Py_END_ALLOW_THREADS p->writing = false;
     result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&state);
@@ -134,10 +134,9 @@ projector_apply(PyObject *self, PyObject *args)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS
-    err = DSG_DISPATCH(p->f64, dsg_projector_apply_batch, p->projector, g.data);
-    Py_END_ALLOW_THREADS
-    dsg_projector_leave(p);
+    Py_BEGIN_ALLOW_THREADS err =
+        DSG_DISPATCH(p->f64, dsg_projector_apply_batch, p->projector, g.data);
+    Py_END_ALLOW_THREADS dsg_projector_leave(p);
     result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&g);
@@ -184,9 +183,8 @@ projector_ranks(PyObject *self, void *closure)
 {
     (void)closure;
     py_projector *p = (py_projector *)self;
-    const size_t *ranks = p->writing
-                              ? NULL
-                              : DSG_DISPATCH(p->f64, dsg_projector_ranks, p->projector);
+    const size_t *ranks =
+        p->writing ? NULL : DSG_DISPATCH(p->f64, dsg_projector_ranks, p->projector);
     return ranks ? per_channel(p, ranks, rank_number) : Py_NewRef(Py_None);
 }
 

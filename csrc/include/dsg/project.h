@@ -42,7 +42,7 @@ typedef enum dsg_rank_rule {
 enum { DSG_LEFT = 1, DSG_RIGHT = 2, DSG_BOTH = 3 };
 
 typedef struct dsg_project_options {
-    double energy;     /* in (0, 1]; not read by the fixed rule */
+    double energy; /* in (0, 1]; not read by the fixed rule */
     dsg_rank_rule rule;
     size_t fixed_rank; /* >= 1, clamped to k; read by the fixed rule only */
     unsigned sides;    /* DSG_LEFT, DSG_RIGHT or DSG_BOTH */
