@@ -1,0 +1,73 @@
+# Everything a fresh machine needs: `make demo` and `make test` set themselves up.
+#
+#   make setup   system libraries, .venv, torch's CPU build unless a torch is there, build
+#   make demo    restore photographs, print a table, write demo/demo.png
+#   make test    lint, C checks with sanitizers, pytest, README code
+#   make bench   ratios against the torch expressions of the published codes
+#   make lint    ruff, mypy, clang-format
+#   make clean   removes what was built, keeps .venv;  make distclean removes that too
+
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+# One thread each for the libraries beside our own: idle workers spin.
+QUIET = OMP_WAIT_POLICY=passive
+
+.PHONY: setup demo test bench lint check-c clean distclean
+
+SYSTEM_LIBRARIES = openblas lapacke fftw3 fftw3f
+SYSTEM_PACKAGES = libopenblas-dev liblapacke-dev libfftw3-dev pkg-config
+
+setup: $(VENV)/.installed
+
+# Again only when the list of requirements or a compiled source changes.
+SOURCES = setup.py pyproject.toml $(wildcard csrc/src/* csrc/bind/* csrc/include/dsg/*)
+
+$(VENV)/.system:
+	@pkg-config --exists $(SYSTEM_LIBRARIES) 2>/dev/null || { \
+	    echo "installing system packages: $(SYSTEM_PACKAGES)"; \
+	    if [ "$$(id -u)" = 0 ]; then run=; else run="sudo -n"; fi; \
+	    { $$run apt-get update -qq && \
+	      $$run env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM_PACKAGES); } || { \
+	        echo "please install: $(SYSTEM_PACKAGES)"; exit 1; }; }
+	@pkg-config --exists $(SYSTEM_LIBRARIES) || { echo "please install: $(SYSTEM_PACKAGES)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+	    echo "please install python3.11 with its venv module"; exit 1; }
+	@touch $@
+
+# A bare torch would bring several GB of GPU libraries.
+$(VENV)/.torch: $(VENV)/.system
+	@$(BIN)/python -c "import torch" 2>/dev/null || { \
+	    echo "installing torch's CPU build"; \
+	    $(BIN)/pip install -q torch==2.13.0 $(TORCH_OPTIONS); }
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install -q "setuptools>=77" wheel
+	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: setup
+	$(QUIET) $(BIN)/diffstategrad demo --out demo
+
+test: setup lint check-c
+	$(QUIET) $(BIN)/pytest
+
+check-c: setup
+	$(MAKE) -C csrc check asan ubsan tsan
+
+bench: setup
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/bench -m bench
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) -C csrc lint
+
+clean:
+	$(MAKE) -C csrc clean
+	rm -rf build demo *.egg-info diffstategrad/_core*.so $(VENV)/.installed
+
+distclean: clean
+	rm -rf $(VENV)
