@@ -2,8 +2,8 @@
  *     DSG_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 build/release/bench_project
  *
  * Beside them: the SVD of every channel in double, and the products by U_r and V_r as
- * loops.  For scale, float torch.linalg.svd of 3 x 256 x 256 does what `prepare` does.
- */
+ * loops.  For scale, float torch.linalg.svd of 3 x 256 x 256 does what `prepare`
+ * does. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

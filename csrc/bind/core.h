@@ -18,8 +18,7 @@ typedef struct core_state {
     PyTypeObject *op_type, *projector_type;
 } core_state;
 
-/* The one call of a function that exists in both precisions; pointers go in as void *.
- */
+/* The one call of a function that exists in both precisions; pointers are void *. */
 #define DSG_DISPATCH(f64, function, ...) \
     ((f64) ? function##_f64(__VA_ARGS__) : function##_f32(__VA_ARGS__))
 
@@ -39,7 +38,6 @@ typedef enum dsg_dtype {
     DSG_REAL = 0, /* float32 or float64 */
     DSG_F32,
     DSG_F64,
-    DSG_I64,
     DSG_U8, /* bool counts as uint8 */
 } dsg_dtype;
 
@@ -99,14 +97,25 @@ typedef struct py_projector {
 int dsg_projector_enter(const char *function, py_projector *p);
 void dsg_projector_leave(py_projector *p);
 
-/* ---- tables of the other files, gathered by module.c ---- */
-
-extern PyType_Spec dsg_op_spec, dsg_projector_spec;
-extern PyMethodDef dsg_op_functions[], dsg_sampler_functions[], dsg_metric_functions[];
+/* ---- parse.c ---- */
 
 /* dtype name to precision; -1 with ValueError for anything else. */
 int dsg_parse_precision(const char *function, const char *dtype, bool *f64);
 /* Positive sizes only; -1 with ValueError. */
 int dsg_parse_shape(const char *function, PyObject *tuple, dsg_shape *shape);
+/* An int in 0..most; -1 with TypeError or ValueError. */
+int dsg_parse_uint(const char *function, PyObject *object, const char *name,
+                   uint64_t most, uint64_t *value);
+/* -1 with ValueError unless least <= value <= most; PY_SSIZE_T_MAX is no bound. */
+int dsg_expect_int(const char *function, const char *name, Py_ssize_t value,
+                   Py_ssize_t least, Py_ssize_t most);
+/* -1 with ValueError unless `good`, which is what `expected` says of value. */
+int dsg_expect_number(const char *function, const char *name, double value, bool good,
+                      const char *expected);
+
+/* ---- tables of the other files, gathered by module.c ---- */
+
+extern PyType_Spec dsg_op_spec, dsg_projector_spec;
+extern PyMethodDef dsg_op_functions[], dsg_sampler_functions[], dsg_metric_functions[];
 
 #endif

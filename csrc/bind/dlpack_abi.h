@@ -8,7 +8,7 @@
 
 enum { DL_CPU = 1 };
 enum { DL_INT = 0, DL_UINT = 1, DL_FLOAT = 2, DL_BOOL = 6 };
-enum { DL_READ_ONLY = 1 };
+enum { DL_READ_ONLY = 1, DL_IS_COPIED = 2 };
 
 typedef struct dl_device {
     int32_t type, id;

@@ -1,7 +1,9 @@
 /* The extension module diffstategrad._core: state, types, function table. */
 #include "core.h"
 
+#include "dsg/fft.h"
 #include "dsg/lapack.h"
+#include "dsg/real.h"
 #include "dsg/threads.h"
 
 #ifndef DSG_VERSION
@@ -22,22 +24,43 @@ py_set_num_threads(PyObject *mod, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* What the processor has of what the kernels are compiled for, a list of names; the
+ * kernels take the clone of the last one. */
+static PyObject *
+instruction_sets(void)
+{
+    PyObject *names = PyList_New(0);
+#if DSG_HAVE_CLONES
+    __builtin_cpu_init();
+    const char *found[] = {
+        "x86-64",
+        __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3" : NULL,
+        __builtin_cpu_supports("x86-64-v4") ? "x86-64-v4" : NULL,
+    };
+#else
+    const char *found[] = {"baseline"};
+#endif
+    for (size_t i = 0; names && i < sizeof found / sizeof *found; i++) {
+        PyObject *name = found[i] ? PyUnicode_FromString(found[i]) : NULL;
+        if (found[i] && (!name || PyList_Append(names, name) < 0))
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
 static PyObject *
 py_info(PyObject *mod, PyObject *args)
 {
     (void)mod;
     (void)args;
-    const char *isa = "baseline";
-#if defined(__x86_64__) && !defined(DSG_NO_CLONES)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("x86-64-v4"))
-        isa = "x86-64-v4";
-    else if (__builtin_cpu_supports("x86-64-v3"))
-        isa = "x86-64-v3";
-#endif
-    return Py_BuildValue("{s:s,s:s,s:s,s:n,s:s}", "version", DSG_VERSION, "compiler",
-                         __VERSION__, "isa", isa, "threads",
-                         (Py_ssize_t)dsg_num_threads(), "blas", dsg_blas_config());
+    PyObject *isa = instruction_sets();
+    if (!isa)
+        return NULL;
+    return Py_BuildValue("{s:s,s:s,s:N,s:n,s:s,s:s}", "version", DSG_VERSION,
+                         "compiler", __VERSION__, "isa", isa, "threads",
+                         (Py_ssize_t)dsg_num_threads(), "blas", dsg_blas_config(),
+                         "fft", dsg_fft_version());
 }
 
 static PyMethodDef functions[] = {
@@ -60,16 +83,18 @@ add_type(PyObject *mod, PyType_Spec *spec, const char *name)
 static int
 core_exec(PyObject *mod)
 {
+    /* now, with the GIL held: nobody writes the environment while they read it */
+    dsg_blas_set_up();
+    dsg_threads_set_up();
+
     core_state *st = PyModule_GetState(mod);
-    st->numerical_error = PyErr_NewExceptionWithDoc(
-        "diffstategrad.NumericalError", "A numerical routine did not converge.",
-        PyExc_ArithmeticError, NULL);
-    st->dlpack_kwargs = Py_BuildValue("{s:(ii)}", "max_version", 1, 0);
-    st->str_dlpack = PyUnicode_InternFromString("__dlpack__");
-    st->op_type = add_type(mod, &dsg_op_spec, "Op");
-    st->projector_type = add_type(mod, &dsg_projector_spec, "Projector");
-    if (!st->numerical_error || !st->dlpack_kwargs || !st->str_dlpack || !st->op_type ||
-        !st->projector_type)
+    if (!(st->numerical_error = PyErr_NewExceptionWithDoc(
+              "diffstategrad.NumericalError", "A numerical routine did not converge.",
+              PyExc_ArithmeticError, NULL)) ||
+        !(st->dlpack_kwargs = Py_BuildValue("{s:(ii)}", "max_version", 1, 0)) ||
+        !(st->str_dlpack = PyUnicode_InternFromString("__dlpack__")) ||
+        !(st->op_type = add_type(mod, &dsg_op_spec, "Op")) ||
+        !(st->projector_type = add_type(mod, &dsg_projector_spec, "Projector")))
         return -1;
     if (PyModule_AddObjectRef(mod, "NumericalError", st->numerical_error) < 0 ||
         PyModule_AddStringConstant(mod, "__version__", DSG_VERSION) < 0)

@@ -52,10 +52,11 @@ py_psnr(PyObject *mod, PyObject *args)
     if (borrow_args(st, fn, out, x, ref, &a) < 0)
         goto done;
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err =
-        DSG_DISPATCH(a.x.f64, dsg_psnr, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
-                     a.shape, range, floor);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(a.x.f64, dsg_psnr, a.out.data, a.x.data, a.ref.data,
+                       a.x.shape[0], a.shape, range, floor);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     release_args(&a);
     return result;
@@ -75,9 +76,11 @@ py_nmse(PyObject *mod, PyObject *args)
     if (borrow_args(st, fn, out, x, ref, &a) < 0)
         goto done;
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err = DSG_DISPATCH(a.x.f64, dsg_nmse, a.out.data, a.x.data,
-                                              a.ref.data, a.x.shape[0], a.shape);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(a.x.f64, dsg_nmse, a.out.data, a.x.data, a.ref.data,
+                       a.x.shape[0], a.shape);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     release_args(&a);
     return result;
@@ -90,19 +93,21 @@ py_ssim(PyObject *mod, PyObject *args)
     core_state *st = PyModule_GetState(mod);
     PyObject *out, *x, *ref;
     double range;
-    int window;
-    if (!PyArg_ParseTuple(args, "OOOdi:ssim", &out, &x, &ref, &range, &window))
+    Py_ssize_t window;
+    if (!PyArg_ParseTuple(args, "OOOdn:ssim", &out, &x, &ref, &range, &window))
         return NULL;
 
     PyObject *result = NULL;
     metric_args a = {0};
-    if (borrow_args(st, fn, out, x, ref, &a) < 0)
+    if (borrow_args(st, fn, out, x, ref, &a) < 0 ||
+        dsg_expect_int(fn, "window", window, DSG_SSIM_GAUSSIAN, DSG_SSIM_UNIFORM) < 0)
         goto done;
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err =
-        DSG_DISPATCH(a.x.f64, dsg_ssim, a.out.data, a.x.data, a.ref.data, a.x.shape[0],
-                     a.shape, range, (dsg_ssim_window)window);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(a.x.f64, dsg_ssim, a.out.data, a.x.data, a.ref.data,
+                       a.x.shape[0], a.shape, range, (dsg_ssim_window)window);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     release_args(&a);
     return result;
@@ -114,8 +119,7 @@ PyMethodDef dsg_metric_functions[] = {
     {"nmse", py_nmse, METH_VARARGS,
      "nmse(out, x, ref, /)\n--\n\nNormalised mean squared error."},
     {"ssim", py_ssim, METH_VARARGS,
-     "ssim(out, x, ref, range, window, /)\n--\n\nStructural similarity; window 0 "
-     "Gaussian "
-     "11x11, 1 uniform 7x7."},
+     "ssim(out, x, ref, range, window, /)\n--\n\n"
+     "Structural similarity; window 0 Gaussian 11x11, 1 uniform 7x7."},
     {0},
 };

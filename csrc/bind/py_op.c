@@ -38,9 +38,10 @@ op_forward(PyObject *self, PyObject *args)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err =
-        DSG_DISPATCH(o->f64, dsg_op_forward_batch, o->op, y.data, x.data, x.shape[0]);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(o->f64, dsg_op_forward_batch, o->op, y.data, x.data, x.shape[0]);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&x);
     dsg_release(&y);
@@ -72,9 +73,11 @@ op_vjp(PyObject *self, PyObject *args)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err = DSG_DISPATCH(o->f64, dsg_op_vjp_batch, o->op, g.data,
-                                              x.data, v.data, v.shape[0]);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(o->f64, dsg_op_vjp_batch, o->op, g.data, x.data, v.data,
+                       v.shape[0]);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&v);
     dsg_release(&x);
@@ -110,10 +113,11 @@ op_residual_gradient(PyObject *self, PyObject *args)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err =
-        DSG_DISPATCH(o->f64, dsg_op_residual_gradient_batch, o->op, g.data, sqnorm.data,
-                     x.data, y.data, x.shape[0]);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(o->f64, dsg_op_residual_gradient_batch, o->op, g.data,
+                       sqnorm.data, x.data, y.data, x.shape[0]);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&y);
     dsg_release(&x);
@@ -142,9 +146,9 @@ static PyMethodDef op_methods[] = {
     {"forward", op_forward, METH_VARARGS,
      "forward($self, out, x, /)\n--\n\nout (b, *out_shape) = A(x), x (b, *in_shape)."},
     {"vjp", op_vjp, METH_VARARGS,
-     "vjp($self, out, x, v, /)\n--\n\nout (b, *in_shape) = J(x)^T v, v (b, "
-     "*out_shape); "
-     "x may be None for a linear operator."},
+     "vjp($self, out, x, v, /)\n--\n\n"
+     "out (b, *in_shape) = J(x)^T v, v (b, *out_shape); x may be None for a linear "
+     "operator."},
     {"residual_gradient", op_residual_gradient, METH_VARARGS,
      "residual_gradient($self, out, sqnorm, x, y, /)\n--\n\n"
      "out = J(x)^T (A(x) - y) and sqnorm (b,) float64 = ||A(x) - y||^2 per image."},
@@ -168,7 +172,8 @@ static PyType_Slot op_slots[] = {
 PyType_Spec dsg_op_spec = {
     .name = "diffstategrad._core.Op",
     .basicsize = sizeof(py_op),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+             Py_TPFLAGS_IMMUTABLETYPE,
     .slots = op_slots,
 };
 
@@ -232,13 +237,14 @@ py_blur(PyObject *mod, PyObject *args)
     core_state *st = PyModule_GetState(mod);
     const char *dtype;
     PyObject *shape_obj, *kernel_obj;
-    int form = DSG_BLUR_AUTO;
+    Py_ssize_t form = DSG_BLUR_AUTO;
     bool f64;
     dsg_shape shape;
-    if (!PyArg_ParseTuple(args, "sO!O|i:blur", &dtype, &PyTuple_Type, &shape_obj,
+    if (!PyArg_ParseTuple(args, "sO!O|n:blur", &dtype, &PyTuple_Type, &shape_obj,
                           &kernel_obj, &form) ||
         dsg_parse_precision(fn, dtype, &f64) < 0 ||
-        dsg_parse_shape(fn, shape_obj, &shape) < 0)
+        dsg_parse_shape(fn, shape_obj, &shape) < 0 ||
+        dsg_expect_int(fn, "form", form, DSG_BLUR_AUTO, DSG_BLUR_FFT) < 0)
         return NULL;
 
     PyObject *result = NULL;
@@ -270,11 +276,9 @@ py_resize(PyObject *mod, PyObject *args)
     if (!PyArg_ParseTuple(args, "sO!n:resize", &dtype, &PyTuple_Type, &shape_obj,
                           &factor) ||
         dsg_parse_precision(fn, dtype, &f64) < 0 ||
-        dsg_parse_shape(fn, shape_obj, &shape) < 0)
+        dsg_parse_shape(fn, shape_obj, &shape) < 0 ||
+        dsg_expect_int(fn, "factor", factor, 1, PY_SSIZE_T_MAX) < 0)
         return NULL;
-    if (factor < 1)
-        return PyErr_Format(PyExc_ValueError, "%s: factor must be at least 1, got %zd",
-                            fn, factor);
 
     void *op = NULL;
     dsg_status err =
@@ -285,14 +289,15 @@ py_resize(PyObject *mod, PyObject *args)
 
 PyMethodDef dsg_op_functions[] = {
     {"mask", py_mask, METH_VARARGS,
-     "mask(dtype, shape, mask, /)\n--\n\nInpainting operator on images of shape (c, h, "
-     "w); "
-     "mask (1 or c, h, w) of 0 and 1, uint8."},
+     "mask(dtype, shape, mask, /)\n--\n\n"
+     "Inpainting operator on images of shape (c, h, w); mask (1 or c, h, w) of 0 and "
+     "1, uint8."},
     {"blur", py_blur, METH_VARARGS,
-     "blur(dtype, shape, kernel, form=0, /)\n--\n\nReflected correlation with a "
-     "float64 "
-     "kernel (kh, kw); form 0 automatic, 1 separable, 2 sparse, 3 FFT."},
+     "blur(dtype, shape, kernel, form=0, /)\n--\n\n"
+     "Reflected correlation with a float64 kernel (kh, kw); form 0 automatic, "
+     "1 separable, 2 sparse, 3 FFT."},
     {"resize", py_resize, METH_VARARGS,
-     "resize(dtype, shape, factor, /)\n--\n\nBicubic antialiased downsampling."},
+     "resize(dtype, shape, factor, /)\n--\n\n"
+     "Bicubic antialiased downsampling; factor at most 16 max(h, w)."},
     {0},
 };

@@ -38,9 +38,8 @@ projector_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         dsg_parse_precision(fn, dtype, &f64) < 0 ||
         dsg_parse_shape(fn, shape_obj, &shape) < 0)
         return NULL;
-    if (b < 0)
-        return PyErr_Format(PyExc_ValueError, "%s: batch must not be negative, got %zd",
-                            fn, b);
+    if (dsg_expect_int(fn, "batch", b, 0, PY_SSIZE_T_MAX) < 0)
+        return NULL;
 
     void *projector = NULL;
     dsg_status err = f64 ? dsg_projector_create_f64((dsg_projector_f64 **)&projector,
@@ -79,10 +78,8 @@ projector_prepare(PyObject *self, PyObject *args)
     py_projector *p = (py_projector *)self;
     PyObject *state_obj;
     double energy;
-    int rule;
-    Py_ssize_t fixed_rank;
-    unsigned sides;
-    if (!PyArg_ParseTuple(args, "OdinI:prepare", &state_obj, &energy, &rule,
+    Py_ssize_t rule, fixed_rank, sides;
+    if (!PyArg_ParseTuple(args, "Odnnn:prepare", &state_obj, &energy, &rule,
                           &fixed_rank, &sides))
         return NULL;
 
@@ -90,13 +87,15 @@ projector_prepare(PyObject *self, PyObject *args)
     dsg_borrow state = {0};
     if (dsg_borrow_in(st, fn, state_obj, "state", p->f64 ? DSG_F64 : DSG_F32, 4,
                       &state) < 0 ||
-        dsg_expect_image(fn, &state, p->shape, p->b) < 0)
+        dsg_expect_image(fn, &state, p->shape, p->b) < 0 ||
+        dsg_expect_int(fn, "rule", rule, DSG_RANK_PER_CHANNEL, DSG_RANK_FIXED) < 0 ||
+        dsg_expect_int(fn, "sides", sides, DSG_LEFT, DSG_BOTH) < 0 ||
+        dsg_expect_int(fn, "fixed_rank", fixed_rank, rule == DSG_RANK_FIXED ? 1 : 0,
+                       PY_SSIZE_T_MAX) < 0 ||
+        dsg_expect_number(fn, "energy", energy,
+                          rule == DSG_RANK_FIXED || (energy > 0.0 && energy <= 1.0),
+                          "in the range (0, 1]") < 0)
         goto done;
-    if (fixed_rank < 0) {
-        PyErr_Format(PyExc_ValueError, "%s: rank must not be negative, got %zd", fn,
-                     fixed_rank);
-        goto done;
-    }
     if (p->writing || p->users) {
         PyErr_Format(PyExc_RuntimeError, "%s: the projector is in use", fn);
         goto done;
@@ -105,12 +104,14 @@ projector_prepare(PyObject *self, PyObject *args)
     dsg_project_options options = {.energy = energy,
                                    .rule = (dsg_rank_rule)rule,
                                    .fixed_rank = (size_t)fixed_rank,
-                                   .sides = sides};
+                                   .sides = (unsigned)sides};
     dsg_status err;
     p->writing = true;
-    Py_BEGIN_ALLOW_THREADS err =
+    Py_BEGIN_ALLOW_THREADS
+    err =
         DSG_DISPATCH(p->f64, dsg_projector_prepare, p->projector, state.data, &options);
-    Py_END_ALLOW_THREADS p->writing = false;
+    Py_END_ALLOW_THREADS
+    p->writing = false;
     result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&state);
@@ -134,9 +135,10 @@ projector_apply(PyObject *self, PyObject *args)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err =
-        DSG_DISPATCH(p->f64, dsg_projector_apply_batch, p->projector, g.data);
-    Py_END_ALLOW_THREADS dsg_projector_leave(p);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(p->f64, dsg_projector_apply_batch, p->projector, g.data);
+    Py_END_ALLOW_THREADS
+    dsg_projector_leave(p);
     result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&g);
@@ -210,9 +212,10 @@ static PyMethodDef projector_methods[] = {
 
 static PyGetSetDef projector_getset[] = {
     {"ranks", projector_ranks, NULL,
-     "Rank of every channel of every image, b tuples of c; None before prepare.", NULL},
+     "Rank of every channel of every image, b tuples of c; None unless prepared.",
+     NULL},
     {"kept", projector_kept, NULL,
-     "Fraction of the state's energy kept, b tuples of c; None before prepare.", NULL},
+     "Fraction of the state's energy kept, b tuples of c; None unless prepared.", NULL},
     {0},
 };
 
@@ -229,6 +232,6 @@ static PyType_Slot projector_slots[] = {
 PyType_Spec dsg_projector_spec = {
     .name = "diffstategrad._core.Projector",
     .basicsize = sizeof(py_projector),
-    .flags = Py_TPFLAGS_DEFAULT,
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = projector_slots,
 };

@@ -1,6 +1,10 @@
 /* Normals, the Euler step of the probability-flow ODE, the Langevin loop of a level. */
 #include "core.h"
 
+#include <math.h>
+
+#include "dsg/mem.h"
+
 /* ---- noise: the tuple (seed, images, samples, draw) ---- */
 
 typedef struct noise_arg {
@@ -9,62 +13,73 @@ typedef struct noise_arg {
 } noise_arg;
 
 static int
-parse_ids(const char *fn, PyObject *sequence, size_t b, uint32_t *ids)
+parse_ids(const char *fn, PyObject *sequence, const char *name, size_t b, uint32_t *ids)
 {
-    PyObject *fast = PySequence_Fast(sequence, "noise: ids must be sequences of int");
-    if (!fast)
+    if (!PySequence_Check(sequence)) {
+        PyErr_Format(PyExc_TypeError, "%s: %s must be a sequence of int, got %s", fn,
+                     name, Py_TYPE(sequence)->tp_name);
+        return -1;
+    }
+    /* a copy: __index__ of an entry could change the sequence itself */
+    PyObject *tuple = PySequence_Tuple(sequence);
+    if (!tuple)
         return -1;
     int status = -1;
-    if ((size_t)PySequence_Fast_GET_SIZE(fast) != b) {
-        PyErr_Format(PyExc_ValueError, "%s: noise must name %zu images, got %zd", fn, b,
-                     PySequence_Fast_GET_SIZE(fast));
+    if ((size_t)PyTuple_GET_SIZE(tuple) != b) {
+        PyErr_Format(PyExc_ValueError, "%s: %s must name %zu images, got %zd", fn, name,
+                     b, PyTuple_GET_SIZE(tuple));
         goto done;
     }
     for (size_t i = 0; i < b; i++) {
         /* borrowed */
-        PyObject *item = PySequence_Fast_GET_ITEM(fast, (Py_ssize_t)i);
-        unsigned long id = PyLong_AsUnsignedLong(item);
-        if (PyErr_Occurred())
+        PyObject *item = PyTuple_GET_ITEM(tuple, (Py_ssize_t)i);
+        uint64_t id;
+        if (dsg_parse_uint(fn, item, name, UINT32_MAX, &id) < 0)
             goto done;
-        if (id > UINT32_MAX) {
-            PyErr_Format(PyExc_ValueError, "%s: noise ids must be below 2^32, got %lu",
-                         fn, id);
-            goto done;
-        }
         ids[i] = (uint32_t)id;
     }
     status = 0;
 done:
-    Py_DECREF(fast);
+    Py_DECREF(tuple);
     return status;
 }
 
-/* Free arg->ids with PyMem_Free in either case. */
+/* The draws are number draw .. draw + steps - 1.  Free arg->ids with PyMem_Free in
+ * either case. */
 static int
-parse_noise(const char *fn, PyObject *tuple, size_t b, noise_arg *arg)
+parse_noise(const char *fn, PyObject *tuple, size_t b, size_t steps, noise_arg *arg)
 {
-    unsigned long long seed;
-    PyObject *images, *samples;
-    unsigned int draw;
+    PyObject *seed_obj, *images, *samples, *draw_obj;
+    uint64_t seed, draw;
     if (!PyTuple_Check(tuple)) {
         PyErr_Format(PyExc_TypeError,
                      "%s: noise must be a tuple (seed, images, samples, draw), got %s",
                      fn, Py_TYPE(tuple)->tp_name);
         return -1;
     }
-    if (!PyArg_ParseTuple(tuple, "KOOI;noise must be (seed, images, samples, draw)",
-                          &seed, &images, &samples, &draw))
+    if (!PyArg_ParseTuple(tuple, "OOOO;noise must be (seed, images, samples, draw)",
+                          &seed_obj, &images, &samples, &draw_obj) ||
+        dsg_parse_uint(fn, seed_obj, "noise seed", UINT64_MAX, &seed) < 0 ||
+        dsg_parse_uint(fn, draw_obj, "noise draw", UINT32_MAX, &draw) < 0)
         return -1;
+    if (steps - 1 > UINT32_MAX - draw) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s: noise draw must leave room for %zu steps below 2^32, got %u",
+                     fn, steps, (unsigned int)draw);
+        return -1;
+    }
     arg->ids = PyMem_Calloc(2 * b + 1, sizeof *arg->ids);
     if (!arg->ids) {
         PyErr_NoMemory();
         return -1;
     }
-    if (parse_ids(fn, images, b, arg->ids) < 0 ||
-        parse_ids(fn, samples, b, arg->ids + b) < 0)
+    if (parse_ids(fn, images, "noise images", b, arg->ids) < 0 ||
+        parse_ids(fn, samples, "noise samples", b, arg->ids + b) < 0)
         return -1;
-    arg->noise = (dsg_noise){
-        .seed = seed, .image = arg->ids, .sample = arg->ids + b, .draw = draw};
+    arg->noise = (dsg_noise){.seed = seed,
+                             .image = arg->ids,
+                             .sample = arg->ids + b,
+                             .draw = (uint32_t)draw};
     return 0;
 }
 
@@ -83,13 +98,15 @@ py_normal(PyObject *mod, PyObject *args)
     dsg_borrow out = {0};
     noise_arg noise = {0};
     if (dsg_borrow_out(st, fn, out_obj, "out", DSG_REAL, 2, &out) < 0 ||
-        parse_noise(fn, noise_obj, out.shape[0], &noise) < 0)
+        parse_noise(fn, noise_obj, out.shape[0], 1, &noise) < 0)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err = DSG_DISPATCH(out.f64, dsg_normal_batch, out.data,
-                                              out.shape[0], out.shape[1], &noise.noise);
-    Py_END_ALLOW_THREADS result = dsg_none_or_raise(st, fn, err);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(out.f64, dsg_normal_batch, out.data, out.shape[0], out.shape[1],
+                       &noise.noise);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     PyMem_Free(noise.ids);
     dsg_release(&out);
@@ -113,20 +130,43 @@ py_euler_step(PyObject *mod, PyObject *args)
         dsg_borrow_in(st, fn, denoised_obj, "denoised", DSG_REAL, 4, &denoised) < 0 ||
         dsg_expect_precision(fn, &denoised, x.f64) < 0 ||
         dsg_expect_shape(fn, &denoised, 4, x.shape) < 0 ||
-        dsg_expect_apart(fn, &x, &denoised) < 0)
+        dsg_expect_apart(fn, &x, &denoised) < 0 ||
+        dsg_expect_number(fn, "sigma", sigma, isfinite(sigma) && sigma > 0.0,
+                          "> 0 and finite") < 0 ||
+        dsg_expect_number(fn, "sigma_next", sigma_next,
+                          isfinite(sigma_next) && sigma_next >= 0.0,
+                          ">= 0 and finite") < 0)
         goto done;
-    if (!(sigma > 0.0 && sigma_next >= 0.0)) {
-        PyErr_Format(PyExc_ValueError, "%s: sigma must be > 0 and sigma_next >= 0", fn);
-        goto done;
-    }
 
-    Py_BEGIN_ALLOW_THREADS DSG_DISPATCH(x.f64, dsg_euler_step, x.data, denoised.data,
-                                        x.n, sigma, sigma_next);
-    Py_END_ALLOW_THREADS result = Py_NewRef(Py_None);
+    dsg_status err;
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(x.f64, dsg_euler_step, x.data, denoised.data, x.n, sigma,
+                       sigma_next);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
 done:
     dsg_release(&denoised);
     dsg_release(&x);
     return result;
+}
+
+/* -1 with an exception unless the projector is for b images of the operator. */
+static int
+expect_projector(const char *fn, const py_projector *p, const py_op *op, size_t b)
+{
+    if (p->f64 != op->f64) {
+        PyErr_Format(PyExc_TypeError, "%s: projector must be %s like the operator", fn,
+                     op->f64 ? "float64" : "float32");
+        return -1;
+    }
+    dsg_shape s = op->in, got = p->shape;
+    if (p->b == b && got.c == s.c && got.h == s.h && got.w == s.w)
+        return 0;
+    PyErr_Format(PyExc_ValueError,
+                 "%s: projector must be for %zu images of shape (%zu, %zu, %zu), "
+                 "got %zu of (%zu, %zu, %zu)",
+                 fn, b, s.c, s.h, s.w, p->b, got.c, got.h, got.w);
+    return -1;
 }
 
 static PyObject *
@@ -143,9 +183,15 @@ py_langevin(PyObject *mod, PyObject *args)
                           &noise_obj, &steps, &options.eta, &options.likelihood,
                           &options.prior))
         return NULL;
-    if (steps < 1)
-        return PyErr_Format(PyExc_ValueError, "%s: steps must be at least 1, got %zd",
-                            fn, steps);
+    if (dsg_expect_int(fn, "steps", steps, 1, PY_SSIZE_T_MAX) < 0 ||
+        dsg_expect_number(fn, "eta", options.eta,
+                          isfinite(options.eta) && options.eta > 0.0,
+                          "> 0 and finite") < 0 ||
+        dsg_expect_number(fn, "likelihood", options.likelihood,
+                          isfinite(options.likelihood), "finite") < 0 ||
+        dsg_expect_number(fn, "prior", options.prior, isfinite(options.prior),
+                          "finite") < 0)
+        return NULL;
     options.steps = (size_t)steps;
     if (projector_obj != Py_None && !Py_IS_TYPE(projector_obj, st->projector_type))
         return PyErr_Format(PyExc_TypeError,
@@ -167,33 +213,40 @@ py_langevin(PyObject *mod, PyObject *args)
         dsg_expect_image(fn, &y, op->out, x.shape[0]) < 0 ||
         dsg_expect_shape(fn, &sqnorm, 1, x.shape) < 0 ||
         dsg_expect_apart(fn, &x, &x0hat) < 0 || dsg_expect_apart(fn, &x, &y) < 0 ||
-        dsg_expect_apart(fn, &sqnorm, &x) < 0)
+        dsg_expect_apart(fn, &sqnorm, &x) < 0 ||
+        dsg_expect_apart(fn, &sqnorm, &x0hat) < 0 ||
+        dsg_expect_apart(fn, &sqnorm, &y) < 0)
         goto done;
-    if (p && p->f64 != op->f64) {
-        PyErr_Format(PyExc_TypeError, "%s: projector must be %s like the operator", fn,
-                     op->f64 ? "float64" : "float32");
+    if (p && expect_projector(fn, p, op, x.shape[0]) < 0)
         goto done;
-    }
     if (PyTuple_Check(noise_obj)) {
-        if (parse_noise(fn, noise_obj, x.shape[0], &noise) < 0)
+        if (parse_noise(fn, noise_obj, x.shape[0], options.steps, &noise) < 0)
             goto done;
     } else {
         /* (steps * b, c, h, w): recorded normals */
-        dsg_shape s = op->in;
+        size_t draws;
+        if (!dsg_mul(options.steps, x.shape[0], &draws)) {
+            PyErr_Format(PyExc_ValueError, "%s: %zu steps of %zu images are too many",
+                         fn, options.steps, x.shape[0]);
+            goto done;
+        }
         if (dsg_borrow_in(st, fn, noise_obj, "noise", dtype, 4, &recorded) < 0 ||
-            dsg_expect_image(fn, &recorded, s, options.steps * x.shape[0]) < 0 ||
-            dsg_expect_apart(fn, &x, &recorded) < 0)
+            dsg_expect_image(fn, &recorded, op->in, draws) < 0 ||
+            dsg_expect_apart(fn, &x, &recorded) < 0 ||
+            dsg_expect_apart(fn, &sqnorm, &recorded) < 0)
             goto done;
     }
     if (p && dsg_projector_enter(fn, p) < 0)
         goto done;
 
     dsg_status err;
-    Py_BEGIN_ALLOW_THREADS err =
-        DSG_DISPATCH(op->f64, dsg_langevin, x.data, sqnorm.data, x0hat.data, y.data,
-                     x.shape[0], op->op, p ? p->projector : NULL,
-                     noise.ids ? &noise.noise : NULL, recorded.data, &options);
-    Py_END_ALLOW_THREADS if (p) dsg_projector_leave(p);
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(op->f64, dsg_langevin, x.data, sqnorm.data, x0hat.data, y.data,
+                       x.shape[0], op->op, p ? p->projector : NULL,
+                       noise.ids ? &noise.noise : NULL, recorded.data, &options);
+    Py_END_ALLOW_THREADS
+    if (p)
+        dsg_projector_leave(p);
     result = dsg_none_or_raise(st, fn, err);
 done:
     PyMem_Free(noise.ids);
@@ -214,9 +267,9 @@ PyMethodDef dsg_sampler_functions[] = {
      "x += (sigma_next - sigma) (x - denoised) / sigma, in place."},
     {"langevin", py_langevin, METH_VARARGS,
      "langevin(x, sqnorm, x0hat, y, op, projector, noise, steps, eta, likelihood, "
-     "prior, "
-     "/)\n--\n\nAll Langevin steps of one annealing level, x in place; noise is (seed, "
-     "images, samples, draw) or recorded normals (steps * b, c, h, w).  sqnorm (b,) "
-     "float64 is NaN for an image that diverged."},
+     "prior, /)\n--\n\n"
+     "All Langevin steps of one annealing level, x in place; noise is (seed, images, "
+     "samples, draw) or recorded normals (steps * b, c, h, w).  sqnorm (b,) float64 is "
+     "NaN for an image that diverged."},
     {0},
 };

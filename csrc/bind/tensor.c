@@ -2,17 +2,24 @@
 
 #include "dlpack_abi.h"
 
+#include "dsg/mem.h"
+
 static const char *const dtype_names[] = {"float32 or float64", "float32", "float64",
-                                          "int64", "uint8 or bool"};
+                                          "uint8 or bool"};
 
 /* The capsule of object.__dlpack__(max_version=(1, 0)); producers older than that
  * argument are asked again without it. */
 static PyObject *
-take_capsule(core_state *st, PyObject *object)
+take_capsule(core_state *st, const char *function, PyObject *object, const char *name)
 {
     PyObject *method = PyObject_GetAttr(object, st->str_dlpack);
-    if (!method)
+    if (!method) {
+        if (PyErr_ExceptionMatches(PyExc_AttributeError))
+            PyErr_Format(PyExc_TypeError,
+                         "%s: %s must be a tensor with __dlpack__, got %s", function,
+                         name, Py_TYPE(object)->tp_name);
         return NULL;
+    }
     PyObject *args = PyTuple_New(0);
     PyObject *capsule = args ? PyObject_Call(method, args, st->dlpack_kwargs) : NULL;
     if (!capsule && args && PyErr_ExceptionMatches(PyExc_TypeError)) {
@@ -36,8 +43,6 @@ dtype_matches(dl_dtype d, dsg_dtype want)
         return d.code == DL_FLOAT && d.bits == 32;
     case DSG_F64:
         return d.code == DL_FLOAT && d.bits == 64;
-    case DSG_I64:
-        return d.code == DL_INT && d.bits == 64;
     case DSG_U8:
         return (d.code == DL_UINT || d.code == DL_BOOL) && d.bits == 8;
     }
@@ -64,17 +69,12 @@ borrow(core_state *st, const char *function, PyObject *object, const char *name,
        dsg_dtype dtype, int ndim, bool writable, dsg_borrow *tensor)
 {
     *tensor = (dsg_borrow){.name = name};
-    tensor->capsule = take_capsule(st, object);
-    if (!tensor->capsule) {
-        if (PyErr_ExceptionMatches(PyExc_AttributeError))
-            PyErr_Format(PyExc_TypeError,
-                         "%s: %s must be a tensor with __dlpack__, got %s", function,
-                         name, Py_TYPE(object)->tp_name);
+    tensor->capsule = take_capsule(st, function, object, name);
+    if (!tensor->capsule)
         return -1;
-    }
 
     const dl_tensor *t;
-    bool read_only = false;
+    uint64_t flags = 0;
     if (PyCapsule_IsValid(tensor->capsule, "dltensor_versioned")) {
         const dl_managed_versioned *m =
             PyCapsule_GetPointer(tensor->capsule, "dltensor_versioned");
@@ -83,7 +83,7 @@ borrow(core_state *st, const char *function, PyObject *object, const char *name,
                          function, name, m->major, m->minor);
             return -1;
         }
-        read_only = m->flags & DL_READ_ONLY;
+        flags = m->flags;
         t = &m->tensor;
     } else if (PyCapsule_IsValid(tensor->capsule, "dltensor")) {
         const dl_managed *m = PyCapsule_GetPointer(tensor->capsule, "dltensor");
@@ -113,20 +113,37 @@ borrow(core_state *st, const char *function, PyObject *object, const char *name,
                      name, ndim, (int)t->ndim);
         return -1;
     }
-    size_t n = 1;
+    size_t n = 1, bytes;
+    bool sane = true;
     for (int axis = 0; axis < ndim; axis++) {
+        sane = sane && t->shape[axis] >= 0 && dsg_mul(n, (size_t)t->shape[axis], &n);
         tensor->shape[axis] = (size_t)t->shape[axis];
-        n *= tensor->shape[axis];
+    }
+    sane = sane && dsg_mul(n, t->dtype.bits / 8, &bytes) && bytes <= PTRDIFF_MAX;
+    if (!sane) {
+        PyErr_Format(PyExc_BufferError, "%s: %s has sizes that no memory can have",
+                     function, name);
+        return -1;
+    }
+    char *data = t->data ? (char *)t->data + t->byte_offset : NULL;
+    if (n > 0 && (!data || (uintptr_t)data % (t->dtype.bits / 8) != 0)) {
+        PyErr_Format(PyExc_BufferError, "%s: %s must lie at an aligned address, got %p",
+                     function, name, (void *)data);
+        return -1;
     }
     if (!is_dense(t, n)) {
         PyErr_Format(PyExc_BufferError, "%s: %s must be contiguous", function, name);
         return -1;
     }
-    if (writable && read_only) {
+    if (writable && (flags & DL_READ_ONLY)) {
         PyErr_Format(PyExc_BufferError, "%s: %s must be writable", function, name);
         return -1;
     }
-    tensor->data = t->data ? (char *)t->data + t->byte_offset : NULL;
+    if (writable && (flags & DL_IS_COPIED)) {
+        PyErr_Format(PyExc_BufferError, "%s: %s must not be a copy", function, name);
+        return -1;
+    }
+    tensor->data = data;
     tensor->ndim = ndim;
     tensor->n = n;
     tensor->itemsize = t->dtype.bits / 8;
@@ -216,31 +233,4 @@ dsg_expect_apart(const char *function, const dsg_borrow *out, const dsg_borrow *
     PyErr_Format(PyExc_ValueError, "%s: %s must not share memory with %s", function,
                  out->name, other->name);
     return -1;
-}
-
-int
-dsg_parse_precision(const char *function, const char *dtype, bool *f64)
-{
-    *f64 = strcmp(dtype, "float64") == 0;
-    if (*f64 || strcmp(dtype, "float32") == 0)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s: dtype must be float32 or float64, got %s",
-                 function, dtype);
-    return -1;
-}
-
-int
-dsg_parse_shape(const char *function, PyObject *tuple, dsg_shape *shape)
-{
-    Py_ssize_t c, h, w;
-    if (!PyArg_ParseTuple(tuple, "nnn;shape must be (c, h, w)", &c, &h, &w))
-        return -1;
-    if (c <= 0 || h <= 0 || w <= 0) {
-        PyErr_Format(PyExc_ValueError,
-                     "%s: sizes must be positive, got (%zd, %zd, %zd)", function, c, h,
-                     w);
-        return -1;
-    }
-    *shape = (dsg_shape){(size_t)c, (size_t)h, (size_t)w};
-    return 0;
 }

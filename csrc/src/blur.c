@@ -41,9 +41,11 @@ find_support(const double *kernel, size_t kh, size_t kw)
 }
 
 /* The row and the column through the largest entry span the only rank-one kernel it
- * can be: k = column row / largest.  True when that is within 1e-6 of the norm. */
+ * can be: k = column row / largest.  True when that is within `tolerance` of k, both
+ * in the Frobenius norm and relative to k's. */
 static bool
-is_separable(const double *kernel, size_t kh, size_t kw, size_t *row, size_t *column)
+is_separable(const double *kernel, size_t kh, size_t kw, double tolerance, size_t *row,
+             size_t *column)
 {
     size_t at = 0;
     double norm = 0.0, error = 0.0;
@@ -64,7 +66,7 @@ is_separable(const double *kernel, size_t kh, size_t kw, size_t *row, size_t *co
             norm += k * k;
             error += (k - product) * (k - product);
         }
-    return error <= 1e-12 * norm;
+    return error <= tolerance * tolerance * norm;
 }
 
 static size_t

@@ -1,5 +1,14 @@
 /* The blur for one precision. */
 
+/* How far from rank one a kernel may be and still count as separable.  In float, a few
+ * roundings of the result; in double, the roundings of a rank-one kernel that was kept
+ * in float32, four entries of which meet in k - column row / largest: 4 * 2^-24. */
+#if DSG_PRECISION == 32
+#define RANK_ONE_TOLERANCE 1e-6
+#else
+#define RANK_ONE_TOLERANCE 2.5e-7
+#endif
+
 /* A weighted sum of shifted copies: out[0] = sum_t weight[t] in[offset[t]]. */
 typedef struct DSG_NAME(taps) {
     size_t n;
@@ -306,7 +315,6 @@ static void DSG_NAME(blur_destroy)(DSG_NAME(dsg_op) *op)
 }
 
 static const DSG_NAME(dsg_op_class) DSG_NAME(separable_class) = {
-    .name = "blur",
     .linear = true,
     .forward = DSG_NAME(separable_forward),
     .vjp = DSG_NAME(separable_vjp),
@@ -314,7 +322,6 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(separable_class) = {
 };
 
 static const DSG_NAME(dsg_op_class) DSG_NAME(sparse_class) = {
-    .name = "blur",
     .linear = true,
     .forward = DSG_NAME(sparse_forward),
     .vjp = DSG_NAME(sparse_vjp),
@@ -322,7 +329,6 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(sparse_class) = {
 };
 
 static const DSG_NAME(dsg_op_class) DSG_NAME(fft_class) = {
-    .name = "blur",
     .linear = true,
     .forward = DSG_NAME(fft_forward),
     .vjp = DSG_NAME(fft_vjp),
@@ -465,11 +471,13 @@ dsg_status DSG_NAME(dsg_blur_create)(DSG_NAME(dsg_op) **op, dsg_shape shape,
     b->k = find_support(kernel, kh, kw);
 
     size_t row, column;
-    bool separable = is_separable(kernel, kh, kw, &row, &column);
-    if (form == DSG_BLUR_AUTO) {
+    bool separable = is_separable(kernel, kh, kw, RANK_ONE_TOLERANCE, &row, &column);
+    if (form == DSG_BLUR_AUTO && separable) {
+        form = DSG_BLUR_SEPARABLE;
+    } else if (form == DSG_BLUR_AUTO) {
         size_t taps = count_taps(kernel, kh * kw);
         bool sparse = sparse_cost(shape, &b->k, taps) <= fft_cost(shape, &b->k);
-        form = separable ? DSG_BLUR_SEPARABLE : sparse ? DSG_BLUR_SPARSE : DSG_BLUR_FFT;
+        form = sparse ? DSG_BLUR_SPARSE : DSG_BLUR_FFT;
     }
     b->form = form;
 
@@ -492,3 +500,5 @@ dsg_blur_form DSG_NAME(dsg_blur_get_form)(const DSG_NAME(dsg_op) *op)
 {
     return ((const DSG_NAME(blur) *)op)->form;
 }
+
+#undef RANK_ONE_TOLERANCE

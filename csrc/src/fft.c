@@ -18,18 +18,27 @@ static pthread_mutex_t planner = PTHREAD_MUTEX_INITIALIZER;
 size_t
 dsg_fft_fast_size(size_t n)
 {
-    for (; n < SIZE_MAX; n++) {
-        size_t rest = n ? n : 1;
-        while (rest % 2 == 0)
-            rest /= 2;
-        while (rest % 3 == 0)
-            rest /= 3;
-        while (rest % 5 == 0)
-            rest /= 5;
-        if (rest == 1)
+    size_t best = SIZE_MAX;
+    for (size_t five = 1;; five *= 5) {
+        for (size_t odd = five;; odd *= 3) {
+            size_t size = odd;
+            while (size < n && size <= SIZE_MAX / 2)
+                size *= 2;
+            if (size >= n && size < best)
+                best = size;
+            if (odd >= n || odd > SIZE_MAX / 3)
+                break;
+        }
+        if (five >= n || five > SIZE_MAX / 5)
             break;
     }
-    return n ? n : 1;
+    return best;
+}
+
+const char *
+dsg_fft_version(void)
+{
+    return fftw_version;
 }
 
 #define DSG_PRECISION 32

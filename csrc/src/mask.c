@@ -4,6 +4,7 @@
 
 #include "dsg/mem.h"
 #include "shape.h"
+#include "sums.h"
 
 #define DSG_PRECISION 32
 #include "dsg/precision.h"

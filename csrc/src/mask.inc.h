@@ -32,30 +32,15 @@ DSG_CLONES static void DSG_NAME(mask_residual)(dsg_real *restrict r,
     }
 }
 
-/* Squared norm, in 16 lanes of double: vectorised, and a function of the data alone. */
-DSG_CLONES static double DSG_NAME(mask_sqnorm)(const dsg_real *restrict r, size_t n)
-{
-    double lane[16] = {0};
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (size_t k = 0; k < 16; k++)
-            lane[k] += (double)r[i + k] * r[i + k];
-    for (size_t k = 0; i < n; i++, k++)
-        lane[k] += (double)r[i] * r[i];
-    double sum = 0.0;
-    for (size_t k = 0; k < 16; k++)
-        sum += lane[k];
-    return sum;
-}
-
 static void DSG_NAME(mask_forward)(const DSG_NAME(dsg_op) *op, dsg_real *restrict y,
                                    const dsg_real *restrict x, void *ws)
 {
     const DSG_NAME(mask) *m = (const DSG_NAME(mask) *)op;
     (void)ws;
-    for (size_t c = 0; c < op->in.c; c++)
+    for (size_t c = 0; c < op->in.c; c++) {
         DSG_NAME(mask_select)
-    (y + c * m->plane, x + c * m->plane, m->bytes + c * m->stride, m->plane);
+        (y + c * m->plane, x + c * m->plane, m->bytes + c * m->stride, m->plane);
+    }
 }
 
 static void DSG_NAME(mask_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict g,
@@ -82,7 +67,7 @@ static double DSG_NAME(mask_residual_gradient)(const DSG_NAME(dsg_op) *op,
         for (size_t at = 0; at < m->plane; at += BLOCK) {
             size_t n = m->plane - at < BLOCK ? m->plane - at : BLOCK;
             DSG_NAME(mask_residual)(r, x + at, y + at, bytes + at, n);
-            sum += DSG_NAME(mask_sqnorm)(r, n);
+            sum += DSG_NAME(dsg_sum_of_squares)(r, n, 1.0);
             DSG_NAME(mask_select)(g + at, r, bytes + at, n);
         }
         x += m->plane;
@@ -100,7 +85,6 @@ static void DSG_NAME(mask_destroy)(DSG_NAME(dsg_op) *op)
 }
 
 static const DSG_NAME(dsg_op_class) DSG_NAME(mask_class) = {
-    .name = "mask",
     .linear = true,
     .forward = DSG_NAME(mask_forward),
     .vjp = DSG_NAME(mask_vjp),

@@ -55,7 +55,7 @@ dsg_alloc(size_t n, size_t size)
         return NULL;
 #endif
     /* aligned_alloc wants a multiple of the alignment */
-    bytes = bytes ? (bytes + DSG_ALIGN - 1) / DSG_ALIGN * DSG_ALIGN : DSG_ALIGN;
+    bytes = bytes ? dsg_align_up(bytes) : DSG_ALIGN;
     void *p = aligned_alloc(DSG_ALIGN, bytes);
 #ifdef DSG_TEST_HOOKS
     if (p)

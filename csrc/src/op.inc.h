@@ -3,7 +3,7 @@
 /* The residual lies behind the operator's own workspace. */
 static size_t DSG_NAME(residual_offset)(const DSG_NAME(dsg_op) *op)
 {
-    return (op->workspace + DSG_ALIGN - 1) / DSG_ALIGN * DSG_ALIGN;
+    return dsg_align_up(op->workspace);
 }
 
 size_t DSG_NAME(dsg_op_workspace)(const DSG_NAME(dsg_op) *op)

@@ -14,6 +14,7 @@
 #include "dsg/threads.h"
 #include "dsg/tridiagonal.h"
 #include "shape.h"
+#include "sums.h"
 
 /* ---- rank -------------------------------------------------------------------- */
 
@@ -130,13 +131,19 @@ larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-/* Bytes of the scratch of an image, and its parts if s is not NULL.  False when a size
- * overflows or is beyond LAPACK. */
+static size_t
+smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Bytes of the scratch of an image and, unless base is NULL, its parts.  False when a
+ * size overflows or is beyond LAPACK. */
 static bool
 lay_out(scratch *s, void *base, size_t *bytes, size_t c, size_t k, size_t length)
 {
     size_t work = dsg_eigh_workspace(k);
-    work = larger(work, dsg_tridiagonal_workspace(k));
+    work = larger(work, dsg_sytrd_workspace(k));
     work = larger(work, dsg_svd_workspace(k, length));
     work = larger(work, dsg_tridiagonal_values_workspace(k));
     work = larger(work, dsg_tridiagonal_vectors_workspace(k));
@@ -147,49 +154,78 @@ lay_out(scratch *s, void *base, size_t *bytes, size_t c, size_t k, size_t length
         return false;
 
     const struct {
+        void *part; /* the pointer to set, whatever its type */
         size_t count, size;
     } parts[] = {
-        {kl, sizeof(double)},  {kk, sizeof(double)},
-        {kl, sizeof(double)},  {kk, sizeof(double)},
-        {k, sizeof(double)},   {k, sizeof(double)},
-        {ck, sizeof(float)},   {work, 1},
-        {ckk, sizeof(double)}, {ck, sizeof(double)},
-        {ck, sizeof(double)},  {ck, sizeof(double)},
-        {ck, sizeof(double)},  {c, sizeof(double)},
-        {c, sizeof(int)},
+        {&s->m, kl, sizeof *s->m},
+        {&s->own, kk, sizeof *s->own},
+        {&s->other, kl, sizeof *s->other},
+        {&s->gram, kk, sizeof *s->gram},
+        {&s->s, k, sizeof *s->s},
+        {&s->spare, k, sizeof *s->spare},
+        {&s->square, ck, sizeof *s->square},
+        {&s->work, work, 1},
+        {&s->reflect, ckk, sizeof *s->reflect},
+        {&s->tau, ck, sizeof *s->tau},
+        {&s->d, ck, sizeof *s->d},
+        {&s->e, ck, sizeof *s->e},
+        {&s->lambda, ck, sizeof *s->lambda},
+        {&s->energy, c, sizeof *s->energy},
+        {&s->exponent, c, sizeof *s->exponent},
     };
-    enum { PARTS = sizeof(parts) / sizeof(parts[0]) };
-    size_t offset[PARTS], end = 0;
-    for (size_t i = 0; i < PARTS; i++) {
+    size_t end = 0;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         size_t size;
         if (!dsg_mul(parts[i].count, parts[i].size, &size) ||
             size > PTRDIFF_MAX - DSG_ALIGN - end)
             return false;
-        offset[i] = end;
-        end += (size + DSG_ALIGN - 1) / DSG_ALIGN * DSG_ALIGN;
+        void *at = base ? (char *)base + end : NULL;
+        memcpy(parts[i].part, &at, sizeof at);
+        end += dsg_align_up(size);
     }
     *bytes = end;
-    if (s) {
-        char *p = base;
-        *s = (scratch){
-            .m = (double *)(p + offset[0]),
-            .own = (double *)(p + offset[1]),
-            .other = (double *)(p + offset[2]),
-            .gram = (double *)(p + offset[3]),
-            .s = (double *)(p + offset[4]),
-            .spare = (double *)(p + offset[5]),
-            .square = (float *)(p + offset[6]),
-            .work = p + offset[7],
-            .reflect = (double *)(p + offset[8]),
-            .tau = (double *)(p + offset[9]),
-            .d = (double *)(p + offset[10]),
-            .e = (double *)(p + offset[11]),
-            .lambda = (double *)(p + offset[12]),
-            .energy = (double *)(p + offset[13]),
-            .exponent = (int *)(p + offset[14]),
-        };
-    }
     return true;
+}
+
+/* Ranks of the channels of one image from their eigenvalues. */
+static void
+find_ranks(size_t *ranks, const scratch *s, const dsg_project_options *options,
+           size_t channels, size_t k, int exponent)
+{
+    if (options->rule == DSG_RANK_OFFICIAL) {
+        for (size_t c = 0; c < channels; c++) {
+            bool zero = s->exponent[c] == ZERO_CHANNEL;
+            double scale = zero ? 0.0 : ldexp(1.0, s->exponent[c] - exponent);
+            for (size_t j = 0; j < k; j++) {
+                double root = zero ? 0.0 : sqrt(s->lambda[c * k + k - 1 - j]);
+                float value = (float)(scale * root);
+                s->square[c * k + j] = value * value;
+            }
+        }
+        size_t r = official_rank(s->square, channels * k, k, options->energy);
+        for (size_t c = 0; c < channels; c++)
+            ranks[c] = r;
+        return;
+    }
+
+    size_t sum = 0;
+    for (size_t c = 0; c < channels; c++) {
+        bool zero = s->exponent[c] == ZERO_CHANNEL;
+        ranks[c] = zero ? 0 : rank_for_energy(s->lambda + c * k, k, options->energy);
+        sum += ranks[c];
+    }
+    if (options->rule == DSG_RANK_MEAN)
+        for (size_t c = 0; c < channels; c++)
+            ranks[c] = sum / channels;
+}
+
+/* Which half of a side of length n to keep at rank r, and how many rows that are; none
+ * when the side is the identity, as where it is not wanted. */
+static size_t
+choose_half(bool *complement, size_t n, size_t k, size_t r, bool wanted)
+{
+    *complement = !wanted || r >= n || (n == k && 2 * r > k);
+    return !*complement ? r : !wanted || r >= n ? 0 : k - r;
 }
 
 /* Eigenvalues of M M^T for channel c, and what its vectors will be made from. */
@@ -199,13 +235,13 @@ find_values(scratch *s, size_t c, size_t k, size_t length)
     double *a = s->reflect + c * k * k, *lambda = s->lambda + c * k;
     double *d = s->d + c * k, *e = s->e + c * k;
     dsg_gram_f64(a, s->m, k, length);
-    dsg_status err = dsg_tridiagonalise_f64(a, d, e, s->tau + c * k, k, s->work);
+    dsg_status err = dsg_sytrd_f64(a, d, e, s->tau + c * k, k, s->work);
     if (err)
         return err;
     if (!dsg_tridiagonal_values(lambda, d, e, k, s->work)) {
         memcpy(lambda, d, k * sizeof(double));
         memcpy(s->spare, e, k * sizeof(double));
-        err = dsg_tridiagonal_values_f64(lambda, s->spare, k);
+        err = dsg_sterf_f64(lambda, s->spare, k);
     }
     for (size_t j = 0; j < k; j++)
         lambda[j] = fmax(lambda[j], 0.0); /* rounding */
@@ -222,8 +258,8 @@ find_own(scratch *s, size_t c, size_t from, size_t p, size_t k, size_t length,
     dsg_tridiagonal_vectors(s->own, s->d + c * k, s->e + c * k,
                             s->lambda + c * k + from, p, k, s->work);
     if (dsg_orthonormalise_f64(s->own, p, k, tol, s->gram) == DSG_OK)
-        return dsg_back_transform_f64(s->own, p, s->reflect + c * k * k, s->tau + c * k,
-                                      k, s->work);
+        return dsg_ormtr_f64(s->own, p, s->reflect + c * k * k, s->tau + c * k, k,
+                             s->work);
 
     dsg_gram_f64(s->own, s->m, k, length);
     dsg_status err = dsg_eigh_f64(s->own, s->spare, k, s->work);

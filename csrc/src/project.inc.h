@@ -31,11 +31,6 @@ struct DSG_NAME(dsg_projector) {
     double *kept;              /* (b, c) */
 };
 
-static size_t DSG_NAME(smaller)(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 void DSG_NAME(dsg_projector_destroy)(DSG_NAME(dsg_projector) *p)
 {
     if (!p)
@@ -56,10 +51,11 @@ dsg_status DSG_NAME(dsg_projector_create)(DSG_NAME(dsg_projector) **out, size_t 
 
     /* The smaller half of a side, but all k of the long side, of which the thin SVD
      * has no complement. */
-    size_t k = h < w ? h : w, length = h < w ? w : h, scratch_bytes;
+    size_t k = smaller(h, w), length = larger(h, w), scratch_bytes;
+    scratch unplaced;
     size_t rows[2] = {h > w ? k : k / 2, w > h ? k : k / 2};
     size_t left, right, channels, total;
-    if (!lay_out(NULL, NULL, &scratch_bytes, c, k, length) ||
+    if (!lay_out(&unplaced, NULL, &scratch_bytes, c, k, length) ||
         !dsg_mul(rows[0], h, &left) || !dsg_mul(rows[1], w, &right) ||
         !dsg_mul(b, c, &channels) || left > SIZE_MAX - right ||
         !dsg_mul(channels, left + right, &total) || channels > SIZE_MAX / 2)
@@ -141,26 +137,6 @@ DSG_CLONES static bool DSG_NAME(scan)(double *largest, const dsg_real *restrict 
     return good;
 }
 
-/* sum of (scale * x)^2 */
-DSG_CLONES static double DSG_NAME(sum_of_squares)(const dsg_real *restrict x, size_t n,
-                                                  double scale)
-{
-    double lane[16] = {0}, sum = 0.0;
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (size_t l = 0; l < 16; l++) {
-            double v = scale * x[i + l];
-            lane[l] += v * v;
-        }
-    for (size_t l = 0; i < n; i++, l++) {
-        double v = scale * x[i];
-        lane[l] += v * v;
-    }
-    for (size_t l = 0; l < 16; l++)
-        sum += lane[l];
-    return sum;
-}
-
 /* m (k, length) = 2^-exponent * z (h, w), transposed or not.  The power of two keeps
  * squares from over- and underflowing and changes nothing else. */
 static void DSG_NAME(load)(double *restrict m, const dsg_real *restrict z, size_t h,
@@ -202,54 +178,13 @@ static bool DSG_NAME(behind_third_channel)(scratch *s, const dsg_real *z,
     double total = 0.0, first = 0.0, scale = ldexp(1.0, -exponent);
     for (size_t c = 0; c < shape.c; c++) {
         size_t n = shape.h * shape.w;
-        s->energy[c] = DSG_NAME(sum_of_squares)(z + c * n, n, scale);
+        s->energy[c] = DSG_NAME(dsg_sum_of_squares)(z + c * n, n, scale);
         total += s->energy[c];
         if (c == 2)
             first = total;
     }
     double rounding = 2.0 * FLT_EPSILON * (double)(shape.c * k);
     return first * (1.0 + rounding) < energy * total;
-}
-
-/* Ranks of the channels of one image from their eigenvalues. */
-static void DSG_NAME(find_ranks)(size_t *ranks, const scratch *s,
-                                 const dsg_project_options *options, size_t channels,
-                                 size_t k, int exponent)
-{
-    if (options->rule == DSG_RANK_OFFICIAL) {
-        for (size_t c = 0; c < channels; c++) {
-            bool zero = s->exponent[c] == ZERO_CHANNEL;
-            double scale = zero ? 0.0 : ldexp(1.0, s->exponent[c] - exponent);
-            for (size_t j = 0; j < k; j++) {
-                double root = zero ? 0.0 : sqrt(s->lambda[c * k + k - 1 - j]);
-                float value = (float)(scale * root);
-                s->square[c * k + j] = value * value;
-            }
-        }
-        size_t r = official_rank(s->square, channels * k, k, options->energy);
-        for (size_t c = 0; c < channels; c++)
-            ranks[c] = r;
-        return;
-    }
-
-    size_t sum = 0;
-    for (size_t c = 0; c < channels; c++) {
-        bool zero = s->exponent[c] == ZERO_CHANNEL;
-        ranks[c] = zero ? 0 : rank_for_energy(s->lambda + c * k, k, options->energy);
-        sum += ranks[c];
-    }
-    if (options->rule == DSG_RANK_MEAN)
-        for (size_t c = 0; c < channels; c++)
-            ranks[c] = sum / channels;
-}
-
-/* Which half of a side of length n to keep at rank r; none when the side is the
- * identity, as where it is not wanted. */
-static void DSG_NAME(choose_half)(DSG_NAME(factor) *f, size_t n, size_t k, size_t r,
-                                  bool wanted)
-{
-    f->complement = !wanted || r >= n || (n == k && 2 * r > k);
-    f->p = !f->complement ? r : !wanted || r >= n ? 0 : k - r;
 }
 
 /* The rows of both factors of channel c, whose halves are chosen.  DSG_ENOCONV when
@@ -345,7 +280,7 @@ static dsg_status DSG_NAME(prepare_image)(void *arg, size_t i, void *base)
     size_t rank = 0;
     if (options->rule == DSG_RANK_FIXED) {
         known = true;
-        rank = DSG_NAME(smaller)(options->fixed_rank, k);
+        rank = smaller(options->fixed_rank, k);
     } else if (options->energy == 1.0 ||
                (!known && official &&
                 DSG_NAME(behind_third_channel)(&s, z, shape, k, exponent,
@@ -371,7 +306,7 @@ static dsg_status DSG_NAME(prepare_image)(void *arg, size_t i, void *base)
         for (size_t c = 0; c < shape.c; c++)
             ranks[c] = rank;
     else
-        DSG_NAME(find_ranks)(ranks, &s, options, shape.c, k, exponent);
+        find_ranks(ranks, &s, options, shape.c, k, exponent);
 
     for (size_t c = 0; c < shape.c; c++) {
         DSG_NAME(factor) *l = &factors[2 * c], *r = l + 1;
@@ -382,8 +317,8 @@ static dsg_status DSG_NAME(prepare_image)(void *arg, size_t i, void *base)
         /* A zero channel has no directions to keep to: it is left alone, unless the
          * shared rank says that nothing is kept. */
         const bool alone = zero && !(official && ranks[c] == 0);
-        DSG_NAME(choose_half)(l, shape.h, k, ranks[c], left && !alone);
-        DSG_NAME(choose_half)(r, shape.w, k, ranks[c], right && !alone);
+        l->p = choose_half(&l->complement, shape.h, k, ranks[c], left && !alone);
+        r->p = choose_half(&r->complement, shape.w, k, ranks[c], right && !alone);
         kept[c] =
             zero || ranks[c] == k ? 1.0 : kept_energy(s.lambda + c * k, k, ranks[c]);
         if (l->p == 0 && r->p == 0)
@@ -407,6 +342,7 @@ dsg_status DSG_NAME(dsg_projector_prepare)(DSG_NAME(dsg_projector) *p,
                                            const dsg_real *state,
                                            const dsg_project_options *options)
 {
+    p->ready = false;
     if (options->sides < DSG_LEFT || options->sides > DSG_BOTH ||
         (unsigned)options->rule > DSG_RANK_FIXED)
         return DSG_EVALUE;
@@ -421,11 +357,10 @@ dsg_status DSG_NAME(dsg_projector_prepare)(DSG_NAME(dsg_projector) *p,
         .p = p,
         .state = state,
         .options = options,
-        .k = h < w ? h : w,
-        .length = h < w ? w : h,
+        .k = smaller(h, w),
+        .length = larger(h, w),
         .transposed = h > w || (h == w && options->sides == DSG_RIGHT),
     };
-    p->ready = false;
     dsg_status err = dsg_parallel_for(p->b, p->scratch, DSG_NAME(prepare_image), &job);
     p->ready = err == DSG_OK;
     return err;
@@ -436,8 +371,7 @@ dsg_status DSG_NAME(dsg_projector_prepare)(DSG_NAME(dsg_projector) *p,
 /* Reals for B G on the left; those for G B^T on the right lie behind. */
 static size_t DSG_NAME(left_reals)(const DSG_NAME(dsg_projector) *p)
 {
-    size_t n = p->rows[0] * p->shape.w, align = DSG_ALIGN / sizeof(dsg_real);
-    return (n + align - 1) / align * align;
+    return dsg_align_up(p->rows[0] * p->shape.w * sizeof(dsg_real)) / sizeof(dsg_real);
 }
 
 size_t DSG_NAME(dsg_projector_workspace)(const DSG_NAME(dsg_projector) *p)
@@ -465,13 +399,15 @@ static void DSG_NAME(apply_channel)(dsg_real *restrict g, const DSG_NAME(factor)
         memset(g, 0, h * w * sizeof *g); /* rank 0 */
         return;
     }
-    if (left->p)
+    if (left->p) {
         DSG_NAME(dsg_gemm)
-    (tl, w, left->rows, h, false, g, w, false, left->p, w, h, 1, 0);
+        (tl, w, left->rows, h, false, g, w, false, left->p, w, h, 1, 0);
+    }
     if (left->complement) {
-        if (left->p)
+        if (left->p) {
             DSG_NAME(dsg_gemm)
-        (g, w, left->rows, h, true, tl, w, false, h, w, left->p, -1, 1);
+            (g, w, left->rows, h, true, tl, w, false, h, w, left->p, -1, 1);
+        }
         DSG_NAME(apply_right)(g, right, h, w, tr);
     } else {
         /* The right side on the r rows of B G is cheaper than on all of B^T B G. */
@@ -487,9 +423,10 @@ void DSG_NAME(dsg_projector_apply)(const DSG_NAME(dsg_projector) *p, size_t i,
     const size_t n = p->shape.h * p->shape.w;
     const DSG_NAME(factor) *f = p->factors + i * p->shape.c * 2;
     dsg_real *tl = ws, *tr = tl + DSG_NAME(left_reals)(p);
-    for (size_t c = 0; c < p->shape.c; c++)
+    for (size_t c = 0; c < p->shape.c; c++) {
         DSG_NAME(apply_channel)
-    (g + c * n, &f[2 * c], &f[2 * c + 1], p->shape.h, p->shape.w, tl, tr);
+        (g + c * n, &f[2 * c], &f[2 * c + 1], p->shape.h, p->shape.w, tl, tr);
+    }
 }
 
 typedef struct DSG_NAME(application) {

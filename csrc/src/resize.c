@@ -35,6 +35,10 @@ typedef struct axis {
     ptrdiff_t first;
 } axis;
 
+/* Time and memory grow with the factor, not with the image: one this many times longer
+ * than the longer axis gives nothing but a mean. */
+enum { MOST_STRETCH = 16 };
+
 /* Upper bound of an axis' taps: the cubic reaches 2 factor to either side. */
 static size_t
 taps_bound(size_t factor)
@@ -66,12 +70,6 @@ make_axis(double *weight, size_t n, size_t factor)
     for (size_t t = 0; t < a.taps; t++)
         weight[t] = weight[begin + t] / sum;
     return a;
-}
-
-static size_t
-align_up(size_t bytes)
-{
-    return (bytes + DSG_ALIGN - 1) / DSG_ALIGN * DSG_ALIGN;
 }
 
 #define DSG_PRECISION 32

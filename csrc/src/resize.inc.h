@@ -93,9 +93,10 @@ static void DSG_NAME(resize_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict 
     for (size_t c = 0; c < op->in.c; c++) {
         for (size_t i = 0; i < op->out.h; i++, v += op->out.w) {
             memcpy(row + r->reach, v, op->out.w * sizeof *row);
-            for (size_t p = 0; p < r->factor; p++)
+            for (size_t p = 0; p < r->factor; p++) {
                 DSG_NAME(sum_row)
-            (phases + p * r->phase, row, &r->across_adjoint, p, r->phase);
+                (phases + p * r->phase, row, &r->across_adjoint, p, r->phase);
+            }
             dsg_real *wide = image + i * w;
             memset(wide, 0, w * sizeof *wide);
             for (size_t j = 0; j < entries; j++)
@@ -127,7 +128,6 @@ static void DSG_NAME(resize_destroy)(DSG_NAME(dsg_op) *op)
 }
 
 static const DSG_NAME(dsg_op_class) DSG_NAME(resize_class) = {
-    .name = "resize",
     .linear = true,
     .forward = DSG_NAME(resize_forward),
     .vjp = DSG_NAME(resize_vjp),
@@ -218,12 +218,12 @@ static dsg_status DSG_NAME(make_across)(DSG_NAME(resize) *r, const axis *a,
 static dsg_status DSG_NAME(size_workspace)(DSG_NAME(resize) *r)
 {
     size_t w = r->op.in.w, padded = r->op.out.w + 2 * r->reach, phases, image, bytes;
-    size_t row = align_up((w > padded ? w : padded) * sizeof(dsg_real));
+    size_t row = dsg_align_up((w > padded ? w : padded) * sizeof(dsg_real));
     if (!dsg_mul(r->factor * r->phase, sizeof(dsg_real), &phases) ||
         !dsg_mul(r->op.out.h, w, &image) || !dsg_mul(image, sizeof(dsg_real), &image) ||
         row > PTRDIFF_MAX / 4 || phases > PTRDIFF_MAX / 4 || image > PTRDIFF_MAX / 4)
         return DSG_ESHAPE;
-    bytes = row + align_up(phases);
+    bytes = row + dsg_align_up(phases);
     r->phases = row / sizeof(dsg_real);
     r->image = bytes / sizeof(dsg_real);
     r->op.workspace = bytes + image;
@@ -235,7 +235,9 @@ dsg_status DSG_NAME(dsg_resize_create)(DSG_NAME(dsg_op) **op, dsg_shape shape,
 {
     if (factor == 0)
         return DSG_EVALUE;
-    if (!dsg_shape_valid(shape, sizeof(dsg_real)) || factor > PTRDIFF_MAX / 64)
+    size_t longest = shape.h > shape.w ? shape.h : shape.w;
+    if (!dsg_shape_valid(shape, sizeof(dsg_real)) ||
+        (factor - 1) / MOST_STRETCH >= longest || factor > PTRDIFF_MAX / 64)
         return DSG_ESHAPE;
 
     dsg_status err = DSG_ENOMEM;

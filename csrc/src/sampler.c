@@ -14,12 +14,6 @@ noise_key(const dsg_noise *noise, size_t i, size_t step)
                            .draw = noise->draw + (uint32_t)step};
 }
 
-static size_t
-align_up(size_t n)
-{
-    return (n + DSG_ALIGN - 1) / DSG_ALIGN * DSG_ALIGN;
-}
-
 #define DSG_PRECISION 32
 #include "dsg/precision.h"
 #include "sampler.inc.h"

@@ -17,16 +17,22 @@ static dsg_status DSG_NAME(normal_item)(void *arg, size_t i, void *scratch)
 dsg_status DSG_NAME(dsg_normal_batch)(dsg_real *out, size_t b, size_t n,
                                       const dsg_noise *noise)
 {
+    if (n > DSG_NOISE_MOST)
+        return DSG_ESHAPE;
     DSG_NAME(normal_batch) k = {.out = out, .n = n, .noise = noise};
     return dsg_parallel_for(b, 0, DSG_NAME(normal_item), &k);
 }
 
-void DSG_NAME(dsg_euler_step)(dsg_real *restrict x, const dsg_real *restrict denoised,
-                              size_t n, double sigma, double sigma_next)
+dsg_status DSG_NAME(dsg_euler_step)(dsg_real *restrict x,
+                                    const dsg_real *restrict denoised, size_t n,
+                                    double sigma, double sigma_next)
 {
+    if (!(sigma > 0.0 && isfinite(sigma) && sigma_next >= 0.0 && isfinite(sigma_next)))
+        return DSG_EVALUE;
     dsg_real c = (dsg_real)((sigma_next - sigma) / sigma);
     for (size_t i = 0; i < n; i++)
         x[i] += c * (x[i] - denoised[i]);
+    return DSG_OK;
 }
 
 /* g <- likelihood g + prior (x - x0hat) */
@@ -87,7 +93,7 @@ static dsg_status DSG_NAME(langevin_item)(void *arg, size_t i, void *scratch)
     dsg_real *x = k->x + i * n;
     const dsg_real *x0hat = k->x0hat + i * n, *y = k->y + i * m;
     dsg_real *g = scratch;
-    void *ws = (char *)scratch + align_up(n * sizeof(dsg_real));
+    void *ws = (char *)scratch + dsg_align_up(n * sizeof(dsg_real));
     dsg_real eta = (dsg_real)o->eta, amplitude = (dsg_real)sqrt(2.0 * o->eta);
 
     double sqnorm = NAN;
@@ -135,8 +141,6 @@ dsg_status DSG_NAME(dsg_langevin)(dsg_real *x, double *sqnorm, const dsg_real *x
     if (options->steps == 0 || !(options->eta > 0.0) || !isfinite(options->eta) ||
         !isfinite(options->likelihood) || !isfinite(options->prior))
         return DSG_EVALUE;
-    if (!noise && !recorded)
-        return DSG_EVALUE;
 
     size_t ws = DSG_NAME(dsg_op_workspace)(op);
     if (projector) {
@@ -149,6 +153,14 @@ dsg_status DSG_NAME(dsg_langevin)(dsg_real *x, double *sqnorm, const dsg_real *x
         size_t own = DSG_NAME(dsg_projector_workspace)(projector);
         ws = own > ws ? own : ws;
     }
+    if (b == 0)
+        return DSG_OK;
+    if (!recorded) {
+        if (!noise || options->steps - 1 > UINT32_MAX - noise->draw)
+            return DSG_EVALUE;
+        if (dsg_shape_size(op->in) > DSG_NOISE_MOST)
+            return DSG_ESHAPE;
+    }
     DSG_NAME(langevin)
     k = {.x = x,
          .sqnorm = sqnorm,
@@ -160,6 +172,6 @@ dsg_status DSG_NAME(dsg_langevin)(dsg_real *x, double *sqnorm, const dsg_real *x
          .noise = noise,
          .recorded = recorded,
          .options = options};
-    size_t scratch = align_up(dsg_shape_size(op->in) * sizeof(dsg_real)) + ws;
+    size_t scratch = dsg_align_up(dsg_shape_size(op->in) * sizeof(dsg_real)) + ws;
     return dsg_parallel_for(b, scratch, DSG_NAME(langevin_item), &k);
 }

@@ -1,6 +1,7 @@
 #include "dsg/threads.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -9,7 +10,20 @@
 
 #define MAX_THREADS 64
 
-static atomic_size_t limit; /* 0 until first asked */
+static atomic_size_t limit; /* 0 until set up */
+
+static size_t
+processors(void)
+{
+#ifdef __linux__
+    /* fewer than are online in a container or under taskset */
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        return (size_t)CPU_COUNT(&set);
+#endif
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online > 0 ? (size_t)online : 1;
+}
 
 static size_t
 default_threads(void)
@@ -21,8 +35,15 @@ default_threads(void)
         if (n > 0)
             return (size_t)n;
     }
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    return online > 0 ? (size_t)online : 1;
+    return processors();
+}
+
+void
+dsg_threads_set_up(void)
+{
+    size_t unset = 0;
+    if (atomic_load(&limit) == unset)
+        atomic_compare_exchange_strong(&limit, &unset, default_threads());
 }
 
 void
@@ -34,11 +55,8 @@ dsg_set_num_threads(size_t n)
 size_t
 dsg_num_threads(void)
 {
+    dsg_threads_set_up();
     size_t n = atomic_load(&limit);
-    if (n == 0) {
-        n = default_threads();
-        atomic_store(&limit, n);
-    }
     return n < MAX_THREADS ? n : MAX_THREADS;
 }
 

@@ -16,6 +16,10 @@ dsg_tridiagonal_vectors_workspace(size_t n)
     return 3 * n * LANES * sizeof(double);
 }
 
+/* Entries of a vector below this are as good as 0: squared against a length of 1 they
+ * are far below any rounding, and products of two are still no denormal numbers. */
+#define NEGLIGIBLE 1e-100
+
 /* One group.  up and down have n * LANES doubles; z too, entry-major.
  *
  *     up[i]    -e_i / D_i          z_i     = up[i] z_{i+1}      i < k
@@ -64,14 +68,14 @@ solve_group(double *restrict z, double *restrict up, double *restrict down,
     for (size_t i = n; i-- > 0;)
         for (size_t l = 0; l < LANES; l++) {
             double above = i + 1 < n ? up[i * LANES + l] * z[(i + 1) * LANES + l] : 0.0;
-            above = fabs(above) < 1e-100 ? 0.0 : above;
+            above = fabs(above) < NEGLIGIBLE ? 0.0 : above;
             double start = (double)i == twist[l] ? 1.0 : 0.0;
             z[i * LANES + l] = (double)i < twist[l] ? above : start;
         }
     for (size_t i = 1; i < n; i++)
         for (size_t l = 0; l < LANES; l++) {
             double next = down[i * LANES + l] * z[(i - 1) * LANES + l];
-            next = fabs(next) < 1e-100 ? 0.0 : next;
+            next = fabs(next) < NEGLIGIBLE ? 0.0 : next;
             z[i * LANES + l] = (double)i > twist[l] ? next : z[i * LANES + l];
         }
 
@@ -123,10 +127,18 @@ dsg_tridiagonal_vectors(double *restrict z, const double *restrict d,
  * Counting separates the eigenvalues; from a point with j of them below, Laguerre's
  * iteration rises to number j without ever passing it, cubically in the end.  All of it
  * runs for BLOCK points side by side. */
-enum { BLOCK = 64, RESCALE = 8 };
+enum { BLOCK = 64 };
 
+/* Every RESCALE rows the minors, beyond these limits, are brought back by them.  In so
+ * many rows of a T of norm 1 they grow at most 4^8 times, and shrinking each time by as
+ * much as eps still leaves them a normal number. */
+enum { RESCALE = 8 };
 #define HUGE_MINOR 0x1p+200
 #define TINY_MINOR 0x1p-200
+
+/* Exponent between two points of the first count: 62 of them fall from the top of the
+ * spectrum by 2^-52, to its rounding. */
+#define TABLE_STEP 0.85
 
 /* count[l] = number of eigenvalues below x[l]. */
 DSG_CLONES static void
@@ -221,8 +233,7 @@ separate(double *restrict lo, double *restrict hi, double *restrict c_lo,
         double x[BLOCK], count[BLOCK];
         bool all = true;
         for (size_t l = 0; l < BLOCK; l++) {
-            /* As if they lay evenly; every third time by halves, in case they do not.
-             */
+            /* As if they lay evenly; every third time by halves, lest they do not. */
             double part = t % 3 == 2 ? 0.5 : (j[l] - c_lo[l]) / (c_hi[l] - c_lo[l]);
             x[l] = lo[l] + part * (hi[l] - lo[l]);
             all = all && (c_lo[l] == j[l] || hi[l] - lo[l] <= tol);
@@ -310,7 +321,7 @@ dsg_tridiagonal_values(double *restrict w, const double *restrict d,
      * differ by as much as numbers can. */
     double table[BLOCK], counts[BLOCK];
     for (size_t l = 0; l < BLOCK; l++)
-        table[l] = top * exp2(-0.85 * (double)l);
+        table[l] = top * exp2(-TABLE_STEP * (double)l);
     table[BLOCK - 2] = -(double)n * tol;
     table[BLOCK - 1] = bottom;
     count_below(counts, table, own_d, e2, n);

@@ -12,14 +12,19 @@ test_fast_sizes(void)
                                      {124, 125}, {316, 320}, {513, 540}, {1021, 1024}};
     for (size_t i = 0; i < sizeof want / sizeof *want; i++)
         CHECK(dsg_fft_fast_size(want[i][0]) == want[i][1]);
-    for (size_t n = 1; n < 2000; n++) {
-        size_t fast = dsg_fft_fast_size(n), rest = fast;
+    /* downwards: the fast size of n is n itself or that of n + 1 */
+    for (size_t n = 20000, next = dsg_fft_fast_size(n); n > 0; n--) {
+        size_t rest = n;
         for (size_t p = 2; p <= 5; p++)
             while (rest % p == 0)
                 rest /= p;
-        if (fast < n || rest != 1 || dsg_fft_fast_size(fast) != fast)
-            CHECK(!"a fast size is at least n, 5-smooth and its own fast size");
+        next = rest == 1 ? n : next;
+        if (dsg_fft_fast_size(n) != next)
+            CHECK(!"a fast size is the smallest 5-smooth number not below n");
     }
+    CHECK(dsg_fft_fast_size(SIZE_MAX / 2 + 1) == SIZE_MAX / 2 + 1);
+    CHECK(dsg_fft_fast_size(SIZE_MAX / 4) == SIZE_MAX / 4 + 1);
+    CHECK(dsg_fft_fast_size(SIZE_MAX) == SIZE_MAX);
 }
 
 #define DSG_PRECISION 32

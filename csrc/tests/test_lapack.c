@@ -163,11 +163,11 @@ test_eigenvectors(void)
         double *q = unset(n * n), *d = unset(n), *e = unset(n), *tau = unset(n);
         double *values = unset(n), *spare = unset(n), *gram = unset(n * n);
         memcpy(q, g, n * n * sizeof *q);
-        work = dsg_alloc(dsg_tridiagonal_workspace(n), 1);
-        CHECK(dsg_tridiagonalise_f64(q, d, e, tau, n, work) == DSG_OK);
+        work = dsg_alloc(dsg_sytrd_workspace(n), 1);
+        CHECK(dsg_sytrd_f64(q, d, e, tau, n, work) == DSG_OK);
         memcpy(values, d, n * sizeof *d);
         memcpy(spare, e, n * sizeof *e);
-        CHECK(dsg_tridiagonal_values_f64(values, spare, n) == DSG_OK);
+        CHECK(dsg_sterf_f64(values, spare, n) == DSG_OK);
         for (size_t i = 0; i < n; i++)
             CHECK_NEAR(values[i], w[i], tol);
         double *ours = unset(n), *values_work = unset(2 * n);
@@ -182,7 +182,7 @@ test_eigenvectors(void)
         void *vectors_work = dsg_alloc(dsg_tridiagonal_vectors_workspace(n), 1);
         dsg_tridiagonal_vectors(z, d, e, values + from, p, n, vectors_work);
         CHECK(dsg_orthonormalise_f64(z, p, n, DBL_EPSILON, gram) == DSG_OK);
-        CHECK(dsg_back_transform_f64(z, p, q, tau, n, work) == DSG_OK);
+        CHECK(dsg_ormtr_f64(z, p, q, tau, n, work) == DSG_OK);
         CHECK(residual(g, z, values + from, p, n) <= tol);
         CHECK(orthogonality(z, p, n) <= 8.0 * DBL_EPSILON * (double)n);
 
@@ -242,7 +242,7 @@ test_tridiagonal_values_that_coincide(void)
         }
         memcpy(expected, d, sizeof d);
         memcpy(spare, e, sizeof e);
-        CHECK(dsg_tridiagonal_values_f64(expected, spare, N) == DSG_OK);
+        CHECK(dsg_sterf_f64(expected, spare, N) == DSG_OK);
         if (dsg_tridiagonal_values(w, d, e, N, work))
             for (size_t i = 0; i < N; i++)
                 CHECK_NEAR(w[i], expected[i], 32.0 * DBL_EPSILON * N);
@@ -261,7 +261,7 @@ test_tridiagonal_values_of_many_magnitudes(void)
     }
     memcpy(expected, d, sizeof d);
     memcpy(spare, e, sizeof e);
-    CHECK(dsg_tridiagonal_values_f64(expected, spare, N) == DSG_OK);
+    CHECK(dsg_sterf_f64(expected, spare, N) == DSG_OK);
     CHECK(dsg_tridiagonal_values(w, d, e, N, work));
     for (size_t i = 0; i < N; i++)
         CHECK_NEAR(w[i], expected[i], 8.0 * DBL_EPSILON);
@@ -347,14 +347,14 @@ test_sizes_beyond_lapack_are_refused(void)
     double x[5] = {0};
     size_t big = (size_t)1 << 33;
     CHECK(dsg_eigh_workspace(big) == SIZE_MAX);
-    CHECK(dsg_tridiagonal_workspace(big) == SIZE_MAX);
+    CHECK(dsg_sytrd_workspace(big) == SIZE_MAX);
     CHECK(dsg_svd_workspace(big, 3) == SIZE_MAX);
     CHECK(dsg_svd_workspace(20000, 20000) == SIZE_MAX);
     CHECK(dsg_eigh_f64(x, x + 1, big, x + 2) == DSG_ESHAPE);
     CHECK(dsg_svd_f64(x, x + 1, x + 2, x + 3, big, 3, x + 4) == DSG_ESHAPE);
-    CHECK(dsg_tridiagonalise_f64(x, x + 1, x + 2, x + 3, big, x + 4) == DSG_ESHAPE);
-    CHECK(dsg_tridiagonal_values_f64(x, x + 1, big) == DSG_ESHAPE);
-    CHECK(dsg_back_transform_f64(x, big, x + 1, x + 2, 1, x + 3) == DSG_ESHAPE);
+    CHECK(dsg_sytrd_f64(x, x + 1, x + 2, x + 3, big, x + 4) == DSG_ESHAPE);
+    CHECK(dsg_sterf_f64(x, x + 1, big) == DSG_ESHAPE);
+    CHECK(dsg_ormtr_f64(x, big, x + 1, x + 2, 1, x + 3) == DSG_ESHAPE);
     CHECK(dsg_orthonormalise_f64(x, big, 1, 0.0, x + 1) == DSG_ESHAPE);
 }
 

@@ -2,6 +2,7 @@
 #include "utest.h"
 
 #include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "dsg/mem.h"
@@ -29,6 +30,33 @@ test_memory_is_aligned_and_zeroed(void)
         dsg_free(p);
     }
     dsg_free(NULL);
+}
+
+static void
+test_align_up_is_the_next_multiple(void)
+{
+    for (size_t n = 0; n <= 4 * DSG_ALIGN; n++) {
+        size_t up = dsg_align_up(n);
+        CHECK(up >= n && up - n < DSG_ALIGN && up % DSG_ALIGN == 0);
+    }
+}
+
+/* Runs first: the environment is read once in the life of a process. */
+static void
+test_the_environment_gives_the_first_thread_count(void)
+{
+    setenv("DSG_NUM_THREADS", "3", 1);
+    dsg_threads_set_up();
+    setenv("DSG_NUM_THREADS", "5", 1);
+    dsg_threads_set_up();
+    CHECK(dsg_num_threads() == 3);
+    dsg_set_num_threads(7);
+    dsg_threads_set_up();
+    CHECK(dsg_num_threads() == 7);
+    dsg_set_num_threads(0);
+    CHECK(dsg_num_threads() == 1);
+    dsg_set_num_threads(SIZE_MAX);
+    CHECK(dsg_num_threads() == 64);
 }
 
 static void
@@ -110,7 +138,9 @@ test_every_status_has_its_own_sentence(void)
 int
 main(void)
 {
+    test_the_environment_gives_the_first_thread_count();
     test_sizes_overflow_to_null();
+    test_align_up_is_the_next_multiple();
     test_memory_is_aligned_and_zeroed();
     test_injected_failure_hits_the_named_allocation();
     test_every_item_runs_once();

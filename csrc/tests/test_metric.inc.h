@@ -111,8 +111,8 @@ static void DSG_NAME(test_closed_forms)(void)
     dsg_free(ref);
 }
 
-/* ssim(a x, a y; a range) = ssim(x, y; range); it is symmetric; psnr moves with range.
- */
+/* ssim(a x, a y; a range) = ssim(x, y; range) = ssim(y, x; range); psnr moves with the
+ * range. */
 static void DSG_NAME(test_scaling_and_symmetry)(void)
 {
     const dsg_shape s = {1, 19, 90};

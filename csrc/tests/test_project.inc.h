@@ -152,8 +152,7 @@ static void DSG_NAME(test_graded_spectrum)(void)
     }
 }
 
-/* P P = P, <P a, b> = <a, P b>, |P a| <= |a|; P leaves the best rank-r approximation.
- */
+/* P P = P, <P a, b> = <a, P b>, |P a| <= |a|; the best rank-r approximation stays. */
 static void DSG_NAME(check_projection)(const dsg_real *state, dsg_shape s,
                                        dsg_project_options o)
 {
@@ -471,10 +470,14 @@ static void DSG_NAME(test_errors)(void)
         {.energy = 0.9, .rule = (dsg_rank_rule)4, .sides = 3},
         {.energy = 0.9, .rule = DSG_RANK_FIXED, .fixed_rank = 0, .sides = 3},
     };
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
-        CHECK(DSG_NAME(dsg_projector_prepare)(p, state, &bad[i]) == DSG_EVALUE);
-
     const dsg_project_options good = {.energy = 0.9, .sides = 3};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        CHECK(DSG_NAME(dsg_projector_prepare)(p, state, &good) == DSG_OK);
+        CHECK(DSG_NAME(dsg_projector_prepare)(p, state, &bad[i]) == DSG_EVALUE);
+        CHECK(DSG_NAME(dsg_projector_apply_batch)(p, g) == DSG_ENOTREADY);
+        CHECK(!DSG_NAME(dsg_projector_ranks)(p) && !DSG_NAME(dsg_projector_kept)(p));
+    }
+
     const double wrong[] = {NAN, INFINITY, -INFINITY};
     for (size_t at = 0; at < 120; at += 17)
         for (size_t i = 0; i < 3; i++) {

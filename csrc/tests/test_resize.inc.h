@@ -101,7 +101,13 @@ static void DSG_NAME(test_resize_errors)(void)
     s = shape, s.h = SIZE_MAX / 60;
     CHECK(DSG_NAME(dsg_resize_create)(&op, s, 4) == DSG_ESHAPE);
     CHECK(DSG_NAME(dsg_resize_create)(&op, shape, SIZE_MAX) == DSG_ESHAPE);
+    CHECK(DSG_NAME(dsg_resize_create)(&op, shape, (size_t)1 << 40) == DSG_ESHAPE);
+    CHECK(DSG_NAME(dsg_resize_create)(&op, shape, 16 * 21 + 1) == DSG_ESHAPE);
     CHECK(op == NULL);
+    CHECK(DSG_NAME(dsg_resize_create)(&op, shape, 16 * 21) == DSG_OK);
+    CHECK(op->out.h == 1 && op->out.w == 1);
+    DSG_NAME(dsg_op_destroy)(op);
+    op = NULL;
     size_t live = dsg_alloc_live();
     CHECK_ALLOCATION_FAILURES(DSG_NAME(dsg_resize_create)(&op, shape, 4));
     DSG_NAME(dsg_op_destroy)(op);

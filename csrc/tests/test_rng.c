@@ -1,5 +1,4 @@
-/* Counter-based normals: moments, distribution, independence of everything but the key.
- */
+/* Counter-based normals: moments, distribution, dependence on the key alone. */
 #include "utest.h"
 
 #include <stdlib.h>

@@ -1,5 +1,4 @@
-/* Euler step and Langevin loop against loops written out, with and without projector.
- */
+/* Euler step and Langevin loop against loops written out, projected and not. */
 #include "dsg/sampler.h"
 
 #include "dsg/mask.h"

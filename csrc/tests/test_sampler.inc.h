@@ -202,13 +202,20 @@ static void DSG_NAME(test_euler_step_ends_at_the_denoised_image)(void)
     dsg_real *x = DSG_NAME(random_array)(N, &seed),
              *d = DSG_NAME(random_array)(N, &seed);
     dsg_real *start = DSG_NAME(copy)(x, N);
-    DSG_NAME(dsg_euler_step)(x, d, N, 2.0, 0.5);
+    CHECK(DSG_NAME(dsg_euler_step)(x, d, N, 2.0, 0.5) == DSG_OK);
     for (size_t i = 0; i < N; i++)
         CHECK_NEAR(x[i], start[i] - 0.75 * ((double)start[i] - d[i]),
                    4 * DSG_NAME(epsilon)());
-    DSG_NAME(dsg_euler_step)(x, d, N, 0.5, 0.0);
+    CHECK(DSG_NAME(dsg_euler_step)(x, d, N, 0.5, 0.0) == DSG_OK);
     for (size_t i = 0; i < N; i++)
         CHECK_NEAR(x[i], d[i], 4 * DSG_NAME(epsilon)());
+
+    const double bad[][2] = {{0, 0},    {-1, 0},  {NAN, 0},      {INFINITY, 0},
+                             {1, -0.5}, {1, NAN}, {1, INFINITY}, {INFINITY, INFINITY}};
+    memcpy(x, start, N * sizeof *x);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(DSG_NAME(dsg_euler_step)(x, d, N, bad[i][0], bad[i][1]) == DSG_EVALUE);
+    CHECK(memcmp(x, start, N * sizeof *x) == 0);
     free(x);
     free(d);
     free(start);
@@ -249,14 +256,44 @@ static void DSG_NAME(test_wrong_calls_are_refused)(void)
     dsg_set_num_threads(2);
     CHECK_ALLOCATION_FAILURES(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op,
                                                      NULL, &f.noise, NULL, &f.options));
+    /* an empty batch needs no noise, but its options must be good */
     CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, 0, f.op, NULL, &f.noise, NULL,
                                  &f.options) == DSG_OK);
+    CHECK(DSG_NAME(dsg_langevin)(NULL, NULL, NULL, NULL, 0, f.op, NULL, NULL, NULL,
+                                 &f.options) == DSG_OK);
+    CHECK(DSG_NAME(dsg_langevin)(NULL, NULL, NULL, NULL, 0, f.op, NULL, NULL, NULL,
+                                 &bad[0]) == DSG_EVALUE);
+    free(x);
+    DSG_NAME(tear_down)(&f);
+}
+
+static void DSG_NAME(test_noise_does_not_come_round_again)(void)
+{
+    DSG_NAME(fixture) f;
+    DSG_NAME(set_up)(&f, (dsg_shape){3, 6, 6}, 2);
+    dsg_real *x = DSG_NAME(copy)(f.x0hat, B * f.n);
+    double sqnorm[B];
+    f.noise.draw = UINT32_MAX - (STEPS - 2);
+    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise, NULL,
+                                 &f.options) == DSG_EVALUE);
+    CHECK(memcmp(x, f.x0hat, B * f.n * sizeof *x) == 0);
+    f.noise.draw--;
+    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise, NULL,
+                                 &f.options) == DSG_OK);
+
+    size_t most = DSG_NOISE_MOST;
+    CHECK(DSG_NAME(dsg_normal_batch)(NULL, 1, most + 1, &f.noise) == DSG_ESHAPE);
+    DSG_NAME(dsg_op) big = *f.op;
+    big.in = (dsg_shape){1, 2, most / 2 + 1};
+    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, 1, &big, NULL, &f.noise, NULL,
+                                 &f.options) == DSG_ESHAPE);
     free(x);
     DSG_NAME(tear_down)(&f);
 }
 
 static void DSG_NAME(test_sampler_all)(void)
 {
+    DSG_NAME(test_noise_does_not_come_round_again)();
     DSG_NAME(test_langevin_equals_the_loop_written_out)();
     DSG_NAME(test_batch_equals_single_images_at_any_thread_count)();
     DSG_NAME(test_recorded_noise_gives_the_same_as_counted)();

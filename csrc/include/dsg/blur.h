@@ -12,9 +12,12 @@
  * a symmetric kernel it is not a second blur.
  *
  * Three forms compute the same thing; set-up takes the one expected to be fastest:
- *     separable   the kernel is a column times a row (to 1e-6 of its norm)
+ *     separable   the kernel is a column times a row
  *     sparse      few taps differ from zero
- *     fft         anything else, on a padded grid of a size FFTW likes */
+ *     fft         anything else, on a padded grid of a size FFTW likes
+ *
+ * A kernel within 1e-6 (float) or 2.5e-7 (double) of a column times a row, relative to
+ * its Frobenius norm, is replaced by that; sparse and fft take it as it is. */
 #ifndef DSG_BLUR_H
 #define DSG_BLUR_H
 

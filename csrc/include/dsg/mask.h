@@ -1,8 +1,8 @@
 /* Inpainting: y = M x, M = diag(mask), mask in {0, 1}, 1 = observed.
  *
- * M is its own adjoint and M M = M.  y has the size of x; masked entries of y are
- * ignored: M (M x - y) never looks at them except in the squared norm, where the
- * residual of a masked entry is 0 - y. */
+ * M is its own adjoint and M M = M.  y has the size of x.  All of y must be finite,
+ * masked entries too: they do not reach the gradient M (M x - y), but count in the
+ * squared norm, where the residual of a masked entry is 0 - y. */
 #ifndef DSG_MASK_H
 #define DSG_MASK_H
 

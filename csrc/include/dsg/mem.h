@@ -13,6 +13,13 @@
 /* out = a * b; false on overflow. */
 bool dsg_mul(size_t a, size_t b, size_t *out);
 
+/* n rounded up to a multiple of DSG_ALIGN; n must not lie within that of SIZE_MAX. */
+static inline size_t
+dsg_align_up(size_t n)
+{
+    return (n + DSG_ALIGN - 1) / DSG_ALIGN * DSG_ALIGN;
+}
+
 /* n elements of the given size, uninitialised.  NULL when out of memory or when the
  * product overflows; a request of 0 bytes returns a unique pointer. */
 void *dsg_alloc(size_t n, size_t size);

@@ -6,8 +6,10 @@
  *     ssim   mean over channels and over the map of
  *            (2 mx my + C1)(2 cxy + C2) / ((mx^2 + my^2 + C1)(vx + vy + C2)),
  *            C1 = (0.01 range)^2, C2 = (0.03 range)^2, windows wholly inside the image:
- *              gaussian   11 x 11, sigma 1.5, population moments (Wang et al. 2004;
- * piq) uniform    7 x 7, unbiased moments: factor 49/48 (scikit-image's default)
+ *              gaussian   11 x 11, sigma 1.5, population moments
+ *                         (Wang et al. 2004; piq)
+ *              uniform    7 x 7, unbiased moments: factor 49/48
+ *                         (scikit-image's default)
  *
  * Wang, Bovik, Sheikh, Simoncelli, IEEE TIP 13(4), 2004. */
 #ifndef DSG_METRIC_H

@@ -4,7 +4,6 @@ typedef struct DSG_NAME(dsg_op) DSG_NAME(dsg_op);
 
 /* The table an operator fills in.  Functions work on one image. */
 typedef struct DSG_NAME(dsg_op_class) {
-    const char *name;
     bool linear;
 
     /* y = A(x) */

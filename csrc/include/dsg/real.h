@@ -24,9 +24,11 @@
  * Off where the loader's resolver gets in the way (sanitizers) or does not exist. */
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && \
     __GNUC__ >= 12 && !defined(__clang__) && !defined(DSG_NO_CLONES)
+#define DSG_HAVE_CLONES 1
 #define DSG_CLONES \
     __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
+#define DSG_HAVE_CLONES 0
 #define DSG_CLONES
 #endif
 

@@ -3,8 +3,7 @@
  * Separable.  Keys cubic (a = -0.5) stretched by f, centre-aligned; output o of an axis
  * of length n sits at the 1-based position
  *
- *     p(o) = (o + 1) f + (1 - f) / 2 + (n - f ceil(n / f)) / 2,     o = 0..ceil(n / f)
- * - 1
+ *     p(o) = (o + 1) f + (1 - f) / 2 + (n - f m) / 2,   o = 0..m - 1,  m = ceil(n / f)
  *
  * (the last term centres sizes that f does not divide), weights
  * cubic((p - tap) / f) / f, normalised to sum 1, zero weights dropped.

@@ -9,10 +9,10 @@
  *     draw    running number of the draw within the run
  *
  * Both precisions get the same numbers, computed in float: a run can be repeated in
- * double with its noise unchanged.  |n| <= 6.66 since the uniforms have 32 bits.
+ * double with its noise unchanged.  |n| <= 6.66, since the radius has 31 random bits.
  *
- * Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
- */
+ * Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3",
+ * SC 2011. */
 #ifndef DSG_RNG_H
 #define DSG_RNG_H
 
@@ -29,10 +29,13 @@ typedef struct dsg_noise_key {
  * block i / DSG_NOISE_BLOCK. */
 #define DSG_NOISE_BLOCK 1024
 
+/* Most elements of a draw: the counter has 32 bits and gives four normals. */
+#define DSG_NOISE_MOST ((uint64_t)1 << 34)
+
 /* out[0..DSG_NOISE_BLOCK-1] = block number `block` of the draw. */
 void dsg_noise_block(float *restrict out, dsg_noise_key key, uint32_t block);
 
-/* out[i] = element i of the draw, i = 0..n-1. */
+/* out[i] = element i of the draw, i = 0..n-1; n <= DSG_NOISE_MOST. */
 void dsg_normal_f32(float *restrict out, dsg_noise_key key, size_t n);
 void dsg_normal_f64(double *restrict out, dsg_noise_key key, size_t n);
 

@@ -1,15 +1,21 @@
 /* Declarations of sampler.h for one precision. */
 
-/* out (b, n) = the draw noise->draw of every batch item. */
+/* out (b, n) = the draw noise->draw of every batch item.  DSG_ESHAPE for n above
+ * DSG_NOISE_MOST. */
 dsg_status DSG_NAME(dsg_normal_batch)(dsg_real *out, size_t b, size_t n,
                                       const dsg_noise *noise);
 
-/* x (n) in place; sigma > 0, 0 <= sigma_next. */
-void DSG_NAME(dsg_euler_step)(dsg_real *restrict x, const dsg_real *restrict denoised,
-                              size_t n, double sigma, double sigma_next);
+/* x (n) in place.  DSG_EVALUE unless sigma > 0 and sigma_next >= 0, both finite. */
+dsg_status DSG_NAME(dsg_euler_step)(dsg_real *restrict x,
+                                    const dsg_real *restrict denoised, size_t n,
+                                    double sigma, double sigma_next);
 
 /* x (b, in) in place, x0hat (b, in), y (b, out).  projector is NULL or prepared for b
  * images.  recorded is NULL, or (steps, b, in) normals to use in place of `noise`.
+ * DSG_EVALUE for options out of range, steps that would carry the draw past UINT32_MAX
+ * among them, and when neither noise nor recorded is given for b > 0; DSG_ESHAPE for a
+ * projector of other sizes and for images above DSG_NOISE_MOST without recorded;
+ * DSG_ENOTREADY for a projector that is not prepared.
  *
  * sqnorm (b) receives ||A(x) - y||^2 as seen by the last step, before its update.  An
  * image whose residual or state stops being finite is left where it is, with NaN as its

@@ -13,8 +13,13 @@
 /* Work on item i; `arg` is shared, `scratch` is private to the calling thread. */
 typedef dsg_status (*dsg_work)(void *arg, size_t i, void *scratch);
 
-/* Upper bound on the threads of later calls, at least 1.  The first value is the
- * environment's DSG_NUM_THREADS, else OMP_NUM_THREADS, else the processors online. */
+/* Takes the first value of the upper bound below from the environment: DSG_NUM_THREADS,
+ * else OMP_NUM_THREADS, else the processors this process may run on.  Reads it once; a
+ * bound already set stays.  Whoever needs the bound first does this too, but reading
+ * the environment is only safe while nobody writes it: a binding calls it on import. */
+void dsg_threads_set_up(void);
+
+/* Upper bound on the threads of later calls, at least 1; above 64 it counts as 64. */
 void dsg_set_num_threads(size_t n);
 size_t dsg_num_threads(void);
 
