@@ -18,11 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         return args.run(args) or 0
-    except (ValueError, TypeError, OSError) as error:
-        print(f"diffstategrad {args.command}: {error}", file=sys.stderr)
+    except (ValueError, TypeError, OSError, ArithmeticError) as error:
+        message = " ".join(str(error).split())
+        print(f"diffstategrad {args.command}: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"diffstategrad {args.command}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as reason:
+        message = str(reason) or "interrupted"
+        print(f"diffstategrad {args.command}: {message}", file=sys.stderr)
         return 130
 
 
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _solve(args: argparse.Namespace) -> None:
     from diffstategrad.config import load_task, method_options
-    from diffstategrad.images import load_image, save_image
+    from diffstategrad.images import check_format, load_image, save_image
     from diffstategrad.solve import solve
 
     task = load_task(args.task)
@@ -81,6 +83,7 @@ def _solve(args: argparse.Namespace) -> None:
     if args.steps is not None:
         options["steps"] = args.steps
     _check_writable(args.out, args.save)
+    check_format(args.out)
     picture = load_image(args.picture, args.size)
     operator = task.build(tuple(picture.shape[-2:]))
     y = (
@@ -117,7 +120,10 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--option takes NAME=VALUE, got {pair!r}")
-        out[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            out[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--option {name}: cannot read {value!r}") from None
     return out
 
 
@@ -125,6 +131,8 @@ def _check_writable(*paths: str | None) -> None:
     for path in paths:
         if path and not Path(path).resolve().parent.is_dir():
             raise ValueError(f"no folder to write {path} into")
+        if path and Path(path).is_dir():
+            raise ValueError(f"{path} is a folder")
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -154,9 +162,9 @@ def _info(args: argparse.Namespace) -> None:
         ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         ("numpy", numpy.__version__),
         ("BLAS", core["blas"]),
-        ("FFT", core.get("fft", "FFTW")),
+        ("FFT", core["fft"]),
         ("compiler", core["compiler"]),
-        ("processor", f"{platform.machine()}, kernels for {core['isa']}"),
+        ("kernels for", ", ".join(core["isa"])),
         ("threads", core["threads"]),
         ("priors", ", ".join(priors.BUNDLED)),
     ):

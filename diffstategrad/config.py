@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffstategrad._options import nearest
 from diffstategrad.operators import Operator, build
+from diffstategrad.samplers import sampler_class
 
 __all__ = ["Task", "load_task", "method_options", "tasks"]
 
@@ -25,7 +26,9 @@ class Task(BaseModel):
 
     description: str
     operator: dict[str, Any]
-    sigma: float = Field(gt=0, description="standard deviation of the noise")
+    sigma: float = Field(
+        gt=0, allow_inf_nan=False, description="standard deviation of the noise"
+    )
 
     def build(self, size: tuple[int, ...] | None = None) -> Operator:
         """The operator, for images of `size` (H, W) where it needs to know it."""
@@ -57,7 +60,7 @@ def _named(folder: str, name: str) -> Path:
 
 def _read(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
@@ -96,7 +99,11 @@ def load_task(name: str) -> Task:
 
 def method_options(method: str, task: str) -> dict[str, Any]:
     """Published constants of a method for a task; empty where none are known."""
-    values = _read(_named("methods", method))
+    sampler_class(method)
+    path = _folder("methods") / f"{method}.yaml"
+    if not path.is_file():
+        return {}
+    values = _read(path)
     if not isinstance(values, dict):
         raise ValueError(f"the constants of {method} must be keys and values")
     return {**values.get("default", {}), **values.get("tasks", {}).get(task, {})}

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -141,6 +140,8 @@ def _picture(
     path: Path, truth: Tensor, shown: list[tuple[str, Result, Result]]
 ) -> None:
     """One row a task: truth, measurement, both restorations, where they differ."""
+    from diffstategrad._figure import Figure
+
     titles = ("truth", "measurement", "DAPS", "DiffStateGrad-DAPS", "difference x 4")
     figure = Figure(figsize=(3 * len(titles), 3.2 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), len(titles), squeeze=False)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["from_uint8", "load_image", "save_image", "to_uint8"]
+__all__ = ["check_format", "from_uint8", "load_image", "save_image", "to_uint8"]
 
 
 def from_uint8(picture: np.ndarray, size: int | None = None) -> Tensor:
@@ -20,6 +20,8 @@ def from_uint8(picture: np.ndarray, size: int | None = None) -> Tensor:
     """
     image = Image.fromarray(picture).convert("RGB")
     if size is not None:
+        if size < 1:
+            raise ValueError(f"size must be at least 1, got {size}")
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
@@ -47,10 +49,25 @@ def load_image(path: str | Path, size: int | None = None) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            picture = np.asarray(image.convert("RGB"))
+            picture = _eight_bit(image)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the picture {path}: {error}") from None
     return from_uint8(picture, size)
+
+
+def _eight_bit(image: Image.Image) -> np.ndarray:
+    """(H, W, 3); an alpha channel is left out."""
+    if image.mode.startswith("I"):  # 16 bits; convert() would clip them at 255
+        grey = np.asarray(image, dtype=np.float64) / 257
+        return np.asarray(Image.fromarray(grey.round().astype(np.uint8)).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
+
+
+def check_format(path: str | Path) -> None:
+    """ValueError when the name's ending is that of no picture that can be written."""
+    ending = Path(path).suffix.lower()
+    if Image.registered_extensions().get(ending) not in Image.SAVE:
+        raise ValueError(f"{path}: no picture format to write ends in {ending!r}")
 
 
 def save_image(path: str | Path, x: Tensor) -> None:

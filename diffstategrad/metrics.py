@@ -40,7 +40,9 @@ __all__ = ["nmse", "psnr", "ssim"]
 Images = TypeVar("Images", Tensor, np.ndarray)
 
 _FLOORS = {"skimage": 0.0, "piq": 1e-8}
-_WINDOWS = {"gaussian": (0, 11), "uniform": (1, 7)}
+#: Side of the Gaussian window of SSIM, in pixels.
+SSIM_WINDOW = 11
+_WINDOWS = {"gaussian": (0, SSIM_WINDOW), "uniform": (1, 7)}
 
 
 def psnr(
@@ -152,7 +154,9 @@ def _unit_range(
         raise ValueError(f"images must not be empty, got shape {tuple(u.shape)}")
     check_finite(u, "x")
     check_finite(v, "ref")
-    u, v = ((t.clamp(low, high) - low) / (high - low) for t in (u, v))
+    u, v = u.clamp(low, high), v.clamp(low, high)
+    if (low, high) != (0, 1):
+        u, v = (t.sub_(low).div_(high - low) for t in (u, v))
     return u, v
 
 

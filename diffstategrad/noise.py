@@ -2,12 +2,14 @@
 
 A source belongs to a batch of chains and hands out standard normals draw by draw, in
 the order of the algorithm.  `CounterNoise` is the default: the number of a draw is a
-function of (seed, image, sample, draw, element) alone, so image i of a batch sees the
-same noise as alone.
+function of (seed, image, sample, draw, element) alone, so an image of a batch sees the
+noise it would see alone.
 """
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -15,14 +17,31 @@ import torch
 from torch import Tensor
 
 from diffstategrad import _core
+from diffstategrad._options import is_int
 
-__all__ = ["MEASUREMENT", "CounterNoise", "NoiseSource", "ReplayNoise", "TorchNoise"]
+__all__ = [
+    "MEASUREMENT",
+    "CounterNoise",
+    "NoiseSource",
+    "ReplayNoise",
+    "TorchNoise",
+    "content_keys",
+]
 
 #: Sample index of measurement noise: the solver's samples count from 0 and never meet
 #: it, so measuring and solving with one seed uses independent numbers.
 MEASUREMENT = 2**32 - 1
 
 NativeKey = tuple[int, Sequence[int], Sequence[int], int]
+
+
+def content_keys(x: Tensor) -> list[int]:
+    """One number for each entry of a batch, from its values in single precision.
+
+    As `images` of a `CounterNoise` they give an image the same noise wherever it stands
+    in a batch, in either precision; equal images get equal noise.
+    """
+    return [zlib.crc32(image.float().numpy().tobytes()) for image in x]
 
 
 class NoiseSource(Protocol):
@@ -44,16 +63,16 @@ class CounterNoise:
     Parameters
     ----------
     seed : int, 0 <= seed < 2**64
-    images, samples : int for each entry of the batch
-        Index of the image in the user's batch and of the sample among n_samples.
+    images, samples : int for each entry of the batch, 0 <= int < 2**32
+        Which image it is and which of its samples.
     """
 
     def __init__(self, seed: int, images: Iterable[int], samples: Iterable[int]):
-        if isinstance(seed, bool) or not isinstance(seed, int):
+        if not is_int(seed, -math.inf):
             raise TypeError(f"seed must be an int, got {type(seed).__name__}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be in 0..2**64-1, got {seed}")
-        self.seed = seed
+        self.seed = int(seed)
         self.images, self.samples = list(images), list(samples)
         self.draw = 0
 
@@ -64,7 +83,7 @@ class CounterNoise:
 
     def normal(self, like: Tensor) -> Tensor:
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        out = torch.empty((len(like), like[0].numel()), dtype=dtype)
+        out = torch.empty((len(like), like.shape[1:].numel()), dtype=dtype)
         _core.normal(out, self.native(1))
         return out.reshape(like.shape).to(like)
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from diffstategrad import _core
-from diffstategrad._options import nearest
+from diffstategrad._options import is_int, is_real, nearest
 from diffstategrad._tensor import check_finite, dtype_name, prepare
-from diffstategrad.noise import CounterNoise
+from diffstategrad.noise import CounterNoise, content_keys
 
 __all__ = ["StateProjector", "Subspace"]
 
@@ -56,7 +56,8 @@ class StateProjector:
         ReSample in the paper.
     subspace : "state", "gradient" or "random"
         What supplies the singular vectors: the state (the method), the gradient itself,
-        or a random matrix drawn anew for every decomposition (the paper's ablation).
+        or a random matrix drawn anew for every decomposition (the paper's ablation),
+        its numbers a function of the seed, the state and the draw.
     seed : int
         Of the random subspace.
 
@@ -76,7 +77,7 @@ class StateProjector:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.energy, int | float) and 0 < self.energy <= 1):
+        if not (is_real(self.energy) and 0 < self.energy <= 1):
             raise ValueError(
                 f"StateProjector: energy must lie in (0, 1], got {self.energy!r}"
             )
@@ -86,11 +87,7 @@ class StateProjector:
                     f"StateProjector: unknown rank rule {self.rank!r}"
                     f"{nearest(self.rank, _RULES)}"
                 )
-        elif (
-            isinstance(self.rank, bool)
-            or not isinstance(self.rank, int)
-            or self.rank < 1
-        ):
+        elif not is_int(self.rank, 1):
             raise ValueError(
                 f"StateProjector: rank must be a rule or an int >= 1, got {self.rank!r}"
             )
@@ -99,11 +96,7 @@ class StateProjector:
                 f"StateProjector: unknown sides {self.sides!r}"
                 f"{nearest(self.sides, _SIDES)}"
             )
-        if (
-            isinstance(self.period, bool)
-            or not isinstance(self.period, int)
-            or self.period < 1
-        ):
+        if not is_int(self.period, 1):
             raise ValueError(
                 f"StateProjector: period must be an int >= 1, got {self.period!r}"
             )
@@ -111,6 +104,10 @@ class StateProjector:
             raise ValueError(
                 f"StateProjector: unknown subspace {self.subspace!r}"
                 f"{nearest(self.subspace, _SUBSPACES)}"
+            )
+        if not (is_int(self.seed, 0) and self.seed < 2**64):
+            raise ValueError(
+                f"StateProjector: seed must be in 0..2**64-1, got {self.seed!r}"
             )
 
     def __call__(self, grad: Tensor, *, state: Tensor, iteration: int = 0) -> Tensor:
@@ -123,35 +120,33 @@ class StateProjector:
             Diffusion state in [-1, 1] convention or raw latent units (the projection is
             invariant to its scale, not to an offset).
         iteration : int
-            Compared with `period`.
+            Compared with `period`; counts the draws of a random subspace.
 
         Raises
         ------
         ValueError
             If shapes or dtypes differ or the state has NaN.
         """
-        grad = prepare(grad, "grad")
-        if iteration % self.period:
-            return grad.clone()
-        return self.factors(grad if self.subspace == "gradient" else state, grad).apply(
-            grad
-        )
-
-    def factors(
-        self, state: Tensor, like: Tensor | None = None, *, draw: int = 0
-    ) -> Subspace:
-        """Decomposes `state` once, for many gradients of the shape of `like` (default:
-        of the state itself)."""
-        state = prepare(state, "state")
-        if like is not None and (like.shape, like.dtype) != (state.shape, state.dtype):
+        grad, state = prepare(grad, "grad"), prepare(state, "state")
+        if (grad.shape, grad.dtype) != (state.shape, state.dtype):
             raise ValueError(
-                f"grad and state must agree, got {tuple(like.shape)} {like.dtype} and "
+                f"grad and state must agree, got {tuple(grad.shape)} {grad.dtype} and "
                 f"{tuple(state.shape)} {state.dtype}"
             )
+        check_finite(grad, "grad")
+        if iteration % self.period:
+            return grad.clone()
+        source = grad if self.subspace == "gradient" else state
+        return self.factors(source, draw=iteration).apply(grad)
+
+    def factors(self, state: Tensor, *, draw: int = 0) -> Subspace:
+        """Decomposes `state` once, for many gradients of its shape and dtype; `draw`
+        counts the decompositions with a random subspace."""
+        state = prepare(state, "state")
         check_finite(state, "state")
         if self.subspace == "random":
             source = CounterNoise(
-                self.seed, range(len(state)), [_RANDOM_SUBSPACE] * len(state)
+                self.seed, content_keys(state), [_RANDOM_SUBSPACE] * len(state)
             )
             source.draw = draw
             state = source.normal(state)
@@ -191,11 +186,12 @@ class Subspace:
         return out
 
     @property
-    def ranks(self) -> tuple[tuple[int, ...], ...]:
-        """Rank of every channel, a tuple per image."""
+    def ranks(self) -> tuple[tuple[int, ...], ...] | None:
+        """Rank of every channel, a tuple per image; None unless prepared."""
         return self.native.ranks
 
     @property
-    def kept(self) -> tuple[tuple[float, ...], ...]:
-        """Share of the state's energy kept in every channel, a tuple per image."""
+    def kept(self) -> tuple[tuple[float, ...], ...] | None:
+        """Share of the state's energy kept in every channel, a tuple per image; None
+        unless prepared."""
         return self.native.kept

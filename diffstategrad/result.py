@@ -8,22 +8,26 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from diffstategrad import metrics
+from diffstategrad._tensor import as_tensor
 from diffstategrad.images import to_uint8
 
-__all__ = ["Result"]
+if TYPE_CHECKING:
+    from diffstategrad._figure import Figure
+
+__all__ = ["Result", "check_record"]
 
 _FORMAT = "diffstategrad.Result/1"
 _ARRAY = "__array__"
@@ -72,34 +76,46 @@ class Result:
     @property
     def std(self) -> Tensor:
         """Standard deviation over the samples that did not diverge, (B, C, H, W);
-        zeros for a single sample."""
+        zeros for a single one, NaN where there is none."""
         centred = self.samples - self.mean
         count = (~self.samples.isnan()).sum(0)
-        return (centred.square().nansum(0) / (count - 1).clamp_min(1)).sqrt()
+        std = (centred.square().nansum(0) / (count - 1).clamp_min(1)).sqrt()
+        return torch.where(count > 0, std, torch.nan)
 
     def score(self, x_true: Tensor) -> dict[str, Tensor]:
         """Quality against the truth, which enters here and nowhere else.
 
         Parameters
         ----------
-        x_true : Tensor, shape of x, in [-1, 1]
+        x_true : Tensor or array, shape of x, in [-1, 1]
 
         Returns
         -------
         dict of Tensor, shape (B,), float64
             psnr, ssim, nmse of `x`; for several samples also mean_psnr of their mean
-            and oracle_psnr of the sample that the truth would choose.
+            and oracle_psnr of the sample that the truth would choose.  NaN for an image
+            that diverged, and ssim of images smaller than its window.
         """
-        x_true = x_true.to(self.x)
+        x_true = as_tensor(x_true, "x_true").to(self.x)
+        if x_true.shape != self.x.shape:
+            raise ValueError(
+                f"x_true must have shape {tuple(self.x.shape)}, "
+                f"got {tuple(x_true.shape)}"
+            )
         out = {
-            "psnr": metrics.psnr(self.x, x_true),
-            "ssim": metrics.ssim(self.x, x_true),
-            "nmse": metrics.nmse(self.x, x_true),
+            "psnr": _score(metrics.psnr, self.x, x_true),
+            "ssim": torch.full_like(self.residual[0], torch.nan),
+            "nmse": _score(metrics.nmse, self.x, x_true),
         }
+        if min(x_true.shape[2:]) >= metrics.SSIM_WINDOW:
+            out["ssim"] = _score(metrics.ssim, self.x, x_true)
         if len(self.samples) > 1:
-            each = torch.stack([metrics.psnr(s, x_true) for s in self.samples])
-            out["mean_psnr"] = metrics.psnr(self.mean, x_true)
-            out["oracle_psnr"] = each.nan_to_num(-torch.inf).amax(0)
+            each = torch.stack(
+                [_score(metrics.psnr, s, x_true) for s in self.samples], dim=1
+            )
+            out["mean_psnr"] = _score(metrics.psnr, self.mean, x_true)
+            best = each.where(~each.isnan(), -torch.inf).argmax(1, keepdim=True)
+            out["oracle_psnr"] = each.gather(1, best)[:, 0]
         return out
 
     # ---- pictures ----
@@ -115,6 +131,8 @@ class Result:
 
     def plot(self, image: int = 0) -> Figure:
         """A matplotlib figure: measurement, restoration, standard deviation."""
+        from diffstategrad._figure import Figure
+
         panels = self.panels(image)
         figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
         for axis, (title, picture) in zip(
@@ -127,6 +145,8 @@ class Result:
 
     def plot_trace(self) -> Figure:
         """A matplotlib figure of residual and rank against the noise level."""
+        from diffstategrad._figure import Figure
+
         sigma = [level["sigma"] for level in self.trace]
         ranks = [level["rank"] for level in self.trace if "rank" in level]
         figure = Figure(figsize=(9 if ranks else 5, 3.4), layout="constrained")
@@ -169,7 +189,7 @@ class Result:
     # ---- files ----
 
     def save(self, path: str | Path) -> None:
-        """Writes everything to one .safetensors file, under a temporary name first."""
+        """Writes everything to one .safetensors file, whole or not at all."""
         path = Path(path)
         arrays: dict[str, Tensor] = {
             "x": self.x,
@@ -186,14 +206,11 @@ class Result:
         }
         metadata = {"format": _FORMAT, "record": json.dumps(record)}
         tensors = {name: array.contiguous() for name, array in arrays.items()}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        os.close(handle)
-        try:
-            save_file(tensors, temporary, metadata)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
+            temporary = Path(folder) / path.name
+            # save_file would make it readable for nobody else
+            temporary.write_bytes(save(tensors, metadata))
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -202,21 +219,63 @@ class Result:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"{path} is no saved Result")
+                    raise ValueError("another format")
                 arrays = {name: file.get_tensor(name) for name in file.keys()}
                 record = json.loads(metadata["record"])
                 record["spec"] = _give_arrays(record["spec"], arrays)
                 names = ("x", "samples", "y", "residual")
+                _check_axes(*(arrays[name] for name in names))
                 return cls(**{name: arrays[name] for name in names}, **record)
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (
+            SafetensorError,
+            KeyError,
+            TypeError,
+            RecursionError,
+            ValueError,
+        ) as error:
             raise ValueError(f"{path} is no saved Result: {error}") from None
+
+
+def _score(
+    metric: Callable[[Tensor, Tensor], Tensor], x: Tensor, x_true: Tensor
+) -> Tensor:
+    """The metric of every image, NaN for those that diverged."""
+    finite = x.isfinite().flatten(1).all(1)
+    out = torch.full((len(x),), torch.nan, dtype=torch.float64)
+    out[finite] = metric(x[finite], x_true[finite])
+    return out
+
+
+def _check_axes(x: Tensor, samples: Tensor, y: Tensor, residual: Tensor) -> None:
+    """ValueError unless the arrays of a file fit each other as those of a Result do."""
+    if (
+        x.ndim != 4
+        or y.ndim != 4
+        or samples.shape[1:] != x.shape
+        or residual.shape != samples.shape[:2]
+        or len(y) != len(x)
+    ):
+        raise ValueError("its arrays do not fit each other")
+
+
+def check_record(spec: dict[str, Any]) -> None:
+    """ValueError when a spec is more than JSON values and arrays: `save` would fail."""
+    try:
+        json.dumps(_take_arrays(spec, {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "the spec of method, prior and operator must be JSON values and arrays: "
+            f"{error}"
+        ) from None
 
 
 def _take_arrays(value: Any, arrays: dict[str, Tensor]) -> Any:
     """The value with every array moved to `arrays`, a reference in its place."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | Tensor):
         name = f"spec.{len(arrays)}"
-        arrays[name] = torch.from_numpy(value)
+        arrays[name] = torch.from_numpy(np.array(value))
         return {_ARRAY: name}
     if isinstance(value, dict):
         return {k: _take_arrays(v, arrays) for k, v in value.items()}

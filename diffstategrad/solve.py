@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffstategrad._options import is_int, is_real
 from diffstategrad._tensor import as_tensor, check_finite, dtype_name, prepare
-from diffstategrad.noise import CounterNoise, NoiseSource, TorchNoise
+from diffstategrad.noise import CounterNoise, NoiseSource, TorchNoise, content_keys
 from diffstategrad.operators.base import Operator
 from diffstategrad.priors import Prior, as_prior
 from diffstategrad.projection import StateProjector
-from diffstategrad.result import Result
+from diffstategrad.result import Result, check_record
 from diffstategrad.samplers import Level, Problem, Sampler, as_sampler
 
 __all__ = ["solve"]
@@ -46,8 +47,11 @@ def solve(
 ) -> Result:
     """Restores images from y = A(x) + sigma n.
 
-    Image i of a batch gets the result it would get alone, bit for bit, whatever the
-    number of threads (with the default `batch` on the CPU).
+    An image of a batch gets the result it would get alone, bit for bit, whatever its
+    place and the number of threads (with the default `batch` and the bundled prior;
+    another network may round differently for another number of torch's threads).  So
+    a measurement repeated in the batch is solved alike each time: for several answers
+    ask for `n_samples`.
 
     Parameters
     ----------
@@ -67,6 +71,8 @@ def solve(
     steps : int, optional
         The method's number of levels or iterations.
     seed : int, torch.Generator or NoiseSource
+        A generator or a source goes on where it is: it gives the same result only from
+        the same state.
     batch : int, optional
         Images in one network call; default 1.  More than one may change results in the
         last bits.
@@ -75,7 +81,7 @@ def solve(
     dtype : optional
         float32 or float64; default that of y.
     callback : callable, optional
-        Gets a `Level` after every level; a true answer stops the run.
+        Gets a `Level` after every level; the answer True stops the run.
     progress : bool, optional
         Show a progress bar; default where somebody can see it.
     **method_options
@@ -95,21 +101,21 @@ def solve(
     projector = _as_projector(project, sampler)
     if not isinstance(operator, Operator):
         raise TypeError(f"operator must be an Operator, got {type(operator).__name__}")
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float):
+    if not is_real(sigma):
         raise TypeError(f"sigma must be a number, got {type(sigma).__name__}")
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be > 0, got {sigma}")
     for name, value in (("n_samples", n_samples), ("batch", batch)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
+        if value is not None and not is_int(value, 1):
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    if device is not None and torch.device(device).type != "cpu":
+    if device is not None and str(device).partition(":")[0] != "cpu":
         raise ValueError(f"device must be the CPU, got {device}")
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     if dtype is not None:
         dtype_name(dtype)
         y = as_tensor(y, "y").to(dtype)
-    y = prepare(y, "y")
+    y = prepare(y, "y").clone()  # the Result keeps it
     if len(y) == 0:
         raise ValueError("y is an empty batch")
     check_finite(y, "y")
@@ -125,11 +131,11 @@ def solve(
     prior.check_shape(shape)
 
     b, chains = len(y), n_samples * len(y)
-    images = list(range(b)) * n_samples
+    images = content_keys(y) * n_samples
     samples = [s for s in range(n_samples) for _ in range(b)]
     network = _Network(prior, batch or 1)
     problem = Problem(
-        y=y.repeat(n_samples, 1, 1, 1),
+        y=y if n_samples == 1 else y.repeat(n_samples, 1, 1, 1),
         operator=operator,
         denoise=network,
         sigma=float(sigma),
@@ -144,21 +150,19 @@ def solve(
         "project": projector.spec() if projector else None,
         "sigma": float(sigma),
         "n_samples": n_samples,
-        "seed": seed if isinstance(seed, int) else repr(seed),
+        "seed": seed if isinstance(seed, int) else type(seed).__name__,
+        "dtype": dtype_name(y.dtype),
     }
+    check_record(spec)
     started = time.perf_counter()
     report = _Report(problem, sampler.levels, callback, progress)
     x = report.run(sampler, problem)
     seconds = time.perf_counter() - started
 
-    measurement_size = y[0].numel()
-    residual = torch.cat(
-        [
-            (operator(x[i : i + b]) - y).double().flatten(1).norm(dim=1)
-            for i in range(0, chains, b)
-        ]
-    ).reshape(n_samples, b) / (sigma * math.sqrt(measurement_size))
     stacked = x.reshape(n_samples, b, *shape)
+    with torch.no_grad():
+        norms = [(operator(s) - y).double().flatten(1).norm(dim=1) for s in stacked]
+    residual = torch.stack(norms) / (float(sigma) * math.sqrt(y[0].numel()))
     best = residual.nan_to_num(torch.inf).argmin(0)
     return Result(
         x=stacked[best, torch.arange(b)].clone(),
@@ -185,7 +189,14 @@ class _Network:
         self.calls += 1
         out = torch.empty_like(x)
         for i in range(0, len(x), self.batch):
-            out[i : i + self.batch] = self.prior.denoise(x[i : i + self.batch], sigma)
+            part = x[i : i + self.batch].clone()  # a prior may work in place
+            denoised = self.prior.denoise(part, sigma)
+            if denoised.shape != part.shape:
+                raise ValueError(
+                    f"the prior must keep the shape {tuple(part.shape)}, "
+                    f"got {tuple(denoised.shape)}"
+                )
+            out[i : i + self.batch] = denoised
         return out
 
 
@@ -210,7 +221,8 @@ class _Report:
         self.trace: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.diverged: set[int] = set()
-        self.last: Level | None = None
+        # Index and estimate only: what else a level holds may go.
+        self.last: tuple[int, Tensor] | None = None
         self.bar = tqdm(total=levels, disable=not progress, leave=False)
 
     def run(self, sampler: Sampler, problem: Problem) -> Tensor:
@@ -222,16 +234,16 @@ class _Report:
                 raise
             if isinstance(reason, KeyboardInterrupt):
                 self.warnings.append(
-                    f"interrupted after level {self.last.index + 1} of {self.levels}"
+                    f"interrupted after level {self.last[0] + 1} of {self.levels}"
                 )
         finally:
             self.bar.close()
-        x = self.last.x0y.clone()
+        x = self.last[1].clone()
         x[sorted(self.diverged)] = torch.nan
         return x
 
     def __call__(self, level: Level) -> None:
-        self.last = level
+        self.last = (level.index, level.x0y)
         self._note_divergence(level)
         residual = level.sqnorm.nanmean().sqrt().item() / self.scale
         entry = {"sigma": level.sigma, "residual": residual}
@@ -241,7 +253,7 @@ class _Report:
         self.trace.append(entry)
         self.bar.update()
         self.bar.set_postfix(sigma=f"{level.sigma:.3g}", residual=f"{residual:.3g}")
-        if self.callback is not None and self.callback(level):
+        if self.callback is not None and self.callback(level) is True:
             self.warnings.append(
                 f"stopped by the callback after level {level.index + 1}"
             )
@@ -254,7 +266,8 @@ class _Report:
         if new:
             self.warnings.append(
                 f"{len(new)} of {len(level.sqnorm)} runs diverged at level "
-                f"{level.index + 1} (sigma {level.sigma:.3g}): lower the step size"
+                f"{level.index + 1} (sigma {level.sigma:.3g}): lower the step size, or "
+                "see whether the prior gives finite images"
             )
         if len(bad) == len(level.sqnorm):
             raise _Stop

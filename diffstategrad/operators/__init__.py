@@ -5,6 +5,7 @@ To add one: a file here with the class, and its line in `OPERATORS`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -49,9 +50,16 @@ def build(spec: dict[str, Any]) -> Operator:
     """
     options = dict(spec)
     name = options.pop("name", None)
-    if name not in OPERATORS:
+    if not isinstance(name, str) or name not in OPERATORS:
         raise ValueError(f"unknown operator {name!r}{nearest(name, OPERATORS)}")
+    known = inspect.signature(OPERATORS[name]).parameters
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"operator {name} has no option {option!r}{nearest(option, known)}"
+            )
     try:
-        return OPERATORS[name](**options)
+        inspect.signature(OPERATORS[name]).bind(**options)
     except TypeError as error:
         raise ValueError(f"operator {name}: {error}") from None
+    return OPERATORS[name](**options)

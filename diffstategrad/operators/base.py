@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from diffstategrad import _core
-from diffstategrad._tensor import dtype_name, prepare
+from diffstategrad._tensor import (
+    as_tensor,
+    check_finite,
+    check_images,
+    dtype_name,
+    prepare,
+)
 from diffstategrad.noise import MEASUREMENT, CounterNoise
 
 __all__ = ["NativeOperator", "Operator", "Shape"]
@@ -45,13 +51,20 @@ class Operator(ABC):
         """A(x), differentiable.  x is (B, C, H, W), float32 or float64; a NumPy array
         gives a NumPy array."""
 
-    @abstractmethod
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
-        """Vector-Jacobian product J(x)^T v, of the shape of x."""
+        """Vector-Jacobian product J(x)^T v, of the shape of x; here by autograd."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self(x), x, v)[0]
 
-    @abstractmethod
     def residual_gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(J(x)^T (A(x) - y), ||A(x) - y||^2 of every image in float64) in one call."""
+        """(J(x)^T (A(x) - y), ||A(x) - y||^2 of every image in float64) in one call;
+        here by autograd."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            residual = self(x) - y
+            gradient = torch.autograd.grad(residual, x, residual.detach())[0]
+        return gradient, residual.detach().double().square().flatten(1).sum(1)
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -80,10 +93,11 @@ class Operator(ABC):
         """
         if not (np.isfinite(sigma) and sigma >= 0):
             raise ValueError(f"measure: sigma must be >= 0, got {sigma}")
+        check_finite(as_tensor(x, "x"), "x")
         with torch.no_grad():
+            if isinstance(x, np.ndarray):
+                return self.measure(as_tensor(x, "x"), sigma, seed=seed).numpy()
             y = self(x)
-            if isinstance(y, np.ndarray):
-                return self.measure(torch.from_numpy(x), sigma, seed=seed).numpy()
             source = CounterNoise(seed, range(len(y)), [MEASUREMENT] * len(y))
             return y + sigma * source.normal(y)
 
@@ -118,7 +132,7 @@ class NativeOperator(Operator):
     def __call__(self, x: Tensor) -> Tensor:
         if isinstance(x, np.ndarray):
             return self(prepare(x, "x")).numpy()
-        return _Apply.apply(x, self)
+        return _Apply.apply(as_tensor(x, "x"), self)
 
     def adjoint(self, v: Tensor, shape: Shape | None = None) -> Tensor:
         """A^T v, differentiable.
@@ -131,6 +145,7 @@ class NativeOperator(Operator):
         """
         if isinstance(v, np.ndarray):
             return self.adjoint(prepare(v, "v"), shape).numpy()
+        check_images(as_tensor(v, "v"), "v")
         image = self.image_shape(tuple(v.shape[1:])) if shape is None else shape
         return _Adjoint.apply(v, self, tuple(image))
 

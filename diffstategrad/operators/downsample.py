@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffstategrad import _core
+from diffstategrad._options import is_int
 from diffstategrad.operators.base import NativeOperator, Shape
 
 __all__ = ["Downsample"]
@@ -20,6 +21,12 @@ class Downsample(NativeOperator):
     ----------
     factor : int >= 1
 
+    Raises
+    ------
+    ValueError
+        If the factor is below 1; later, if it is more than 16 times the longer side of
+        an image.
+
     References
     ----------
     Keys, "Cubic convolution interpolation for digital image processing", 1981.
@@ -27,9 +34,9 @@ class Downsample(NativeOperator):
 
     def __init__(self, factor: int = 4):
         super().__init__()
-        if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
+        if not is_int(factor, 1):
             raise ValueError(f"Downsample: factor must be an int >= 1, got {factor!r}")
-        self.factor = factor
+        self.factor = int(factor)
 
     def out_shape(self, shape: Shape) -> Shape:
         c, h, w = shape

@@ -2,12 +2,14 @@ r"""Inpainting: :math:`A = \operatorname{diag}(m)`, m = 1 where the pixel is see
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from diffstategrad import _core
+from diffstategrad._tensor import as_array
 from diffstategrad.operators.base import NativeOperator, Shape
 
 __all__ = ["Inpainting"]
@@ -34,7 +36,7 @@ class Inpainting(NativeOperator):
 
     def __init__(self, mask: np.ndarray | Tensor):
         super().__init__()
-        m = np.asarray(mask.cpu() if isinstance(mask, Tensor) else mask)
+        m = as_array(mask)
         if m.ndim == 2:
             m = m[None]
         if m.ndim == 4 and len(m) == 1:
@@ -45,7 +47,8 @@ class Inpainting(NativeOperator):
             )
         if not np.isin(m, (0, 1)).all():
             raise ValueError("Inpainting: mask must hold only 0 and 1")
-        self.mask = np.ascontiguousarray(m, dtype=np.uint8)
+        self.mask = np.array(m, dtype=np.uint8, order="C")
+        self.mask.flags.writeable = False  # handles keep what they were made of
 
     @classmethod
     def box(
@@ -70,13 +73,16 @@ class Inpainting(NativeOperator):
             Draws follow the published order (height, width, top, left), so that NumPy's
             legacy generator in the same state gives the same mask.
         """
-        height, width = (size, size) if isinstance(size, int) else size
-        low, high = (length, length + 1) if isinstance(length, int) else length
-        rows, columns = (margin, margin) if isinstance(margin, int) else margin
+        height, width = _pair(size)
+        low, high = _pair(length)
+        high += low == high
+        rows, columns = _pair(margin)
         if not 1 <= low < high:
             raise ValueError(
                 f"box: length must be (low, high) with low < high, got {length}"
             )
+        if rows < 0 or columns < 0:
+            raise ValueError(f"box: margin must not be negative, got {margin}")
         if high - 1 + 2 * rows >= height or high - 1 + 2 * columns >= width:
             raise ValueError(
                 f"box: a box of {high - 1} with margins {(rows, columns)} does not fit "
@@ -108,7 +114,7 @@ class Inpainting(NativeOperator):
         seed : int or numpy.random.RandomState
             As in `box`; the draws are the share, then the pixels.
         """
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = _pair(size)
         if isinstance(missing, int | float):
             missing = (missing, missing)
         low, high = missing
@@ -135,6 +141,11 @@ class Inpainting(NativeOperator):
 
     def spec(self) -> dict[str, Any]:
         return {"name": "inpainting", "mask": self.mask}
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """An int twice, or the pair that was given."""
+    return (value, value) if isinstance(value, Integral) else tuple(value)
 
 
 def _legacy(seed: int | np.random.RandomState) -> np.random.RandomState:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from diffstategrad._options import is_int
+
 __all__ = ["MotionKernel", "motion_kernel"]
 
 
@@ -50,7 +52,7 @@ def motion_kernel(
     rng : numpy.random.RandomState
         Bit for bit the published kernels need the same Pillow too.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+    if not is_int(size, 2):
         raise ValueError(f"motion blur: kernel_size must be an int >= 2, got {size!r}")
     if not 0 <= intensity <= 1:
         raise ValueError(f"motion blur: intensity must lie in [0, 1], got {intensity}")

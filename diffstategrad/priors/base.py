@@ -47,6 +47,8 @@ class Prior(ABC):
     def eps(self, z: Tensor, t: float) -> Tensor:
         """Noise prediction at time t (0..999) for z = sqrt(ab) x0 + sqrt(1-ab) n."""
         sigma = float(self.schedule.sigma_of_t(t))
+        if sigma == 0:
+            raise ValueError(f"eps needs a time above 0, got {t}")
         x = z * (1 + sigma * sigma) ** 0.5
         return (x - self.denoise(x, sigma)) / sigma
 

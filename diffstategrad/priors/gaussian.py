@@ -10,6 +10,7 @@ filter, and the posterior for a linear operator is Gaussian.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,21 +48,30 @@ class GaussianPrior(Prior):
     ):
         if len(shape) != 3 or min(shape) < 1:
             raise ValueError(f"GaussianPrior: shape must be (C, H, W), got {shape}")
-        if not (power >= 0 and std > 0 and correlation_length > 0):
+        if not (
+            power >= 0 and std > 0 and correlation_length > 0 and math.isfinite(mean)
+        ):
             raise ValueError(
                 "GaussianPrior: power must be >= 0, std and correlation_length > 0, "
-                f"got {power}, {std}, {correlation_length}"
+                f"mean finite, got {power}, {std}, {correlation_length}, {mean}"
             )
         self.shape = tuple(shape)
         self.channels = shape[0]
-        self.power, self.std, self.mean = power, std, mean
-        self.correlation_length = correlation_length
+        self.power, self.std, self.mean = float(power), float(std), float(mean)
+        self.correlation_length = float(correlation_length)
         rows = torch.fft.fftfreq(shape[1], dtype=torch.float64)[:, None]
         columns = torch.fft.fftfreq(shape[2], dtype=torch.float64)[None, :]
         f2 = rows**2 + columns**2 + correlation_length**-2
         spectrum = f2 ** (-power / 2)
         #: Variance of every frequency of the orthonormal FFT, (H, W), float64.
         self.spectrum = spectrum * (std**2 / spectrum.mean())
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:
+        if tuple(shape) != self.shape:
+            raise ValueError(
+                f"the prior knows images of shape {self.shape}, the operator's image "
+                f"has {tuple(shape)}"
+            )
 
     def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
         transformed = torch.fft.fft2(x.double()) * gain.to(x.device)
@@ -110,6 +120,11 @@ class GaussianPrior(Prior):
         """
         if not operator.linear:
             raise ValueError(f"posterior needs a linear operator, got {operator!r}")
+        expected = tuple(operator.out_shape(self.shape))
+        if y.ndim != 4 or tuple(y.shape[1:]) != expected:
+            raise ValueError(
+                f"y must have shape (B, *{expected}), got {tuple(y.shape)}"
+            )
         n = self.shape[0] * self.shape[1] * self.shape[2]
         unit = torch.eye(n, dtype=torch.float64).reshape(n, *self.shape)
         A = operator(unit).reshape(n, -1).T

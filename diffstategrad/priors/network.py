@@ -14,6 +14,7 @@ The network sees :math:`z = x / \sqrt{1 + \sigma^2}` and the fractional time
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,8 +75,21 @@ class NetworkPrior(Prior):
             return x - sigma * out
         return (c_in * c_in) * x - (sigma * c_in) * out
 
+    @torch.no_grad()
+    def eps(self, z: Tensor, t: float) -> Tensor:
+        time = torch.full((len(z),), float(t), dtype=z.dtype, device=z.device)
+        out = self.network(z, time)[:, : z.shape[1]]
+        if self.prediction == "epsilon":
+            return out
+        alpha_bar = self.alpha_bar(t)
+        return alpha_bar**0.5 * out + (1 - alpha_bar) ** 0.5 * z
+
     def spec(self) -> dict[str, Any]:
-        return {"name": self.name, "prediction": self.prediction}
+        return {
+            "name": self.name,
+            "prediction": self.prediction,
+            "schedule": asdict(self.schedule),
+        }
 
 
 def load_prior(path: str | Path, *, name: str | None = None) -> NetworkPrior:
@@ -88,15 +102,21 @@ def load_prior(path: str | Path, *, name: str | None = None) -> NetworkPrior:
     ValueError
         If the file is no such network, truncated, or has NaN weights.
     """
-    network, _ = load_network(path)
-    network.eval().requires_grad_(False)
+    network, header = load_network(path)
+    schedule = header.get("schedule", {})
+    if schedule.get("type") != "VP" or header.get("prediction") not in _PREDICTIONS:
+        raise ValueError(
+            f"{path}: unknown schedule {schedule.get('type')!r} or prediction "
+            f"{header.get('prediction')!r}"
+        )
 
     def in_single_precision(z: Tensor, t: Tensor) -> Tensor:
         return network(z.float(), t.float()).to(z.dtype)
 
     return NetworkPrior(
         in_single_precision,
-        "v",
+        header["prediction"],
+        schedule=VPSchedule(schedule["beta_min"], schedule["beta_d"]),
         channels=network.architecture["image_channels"],
         stride=network.stride,
         name=name or str(path),

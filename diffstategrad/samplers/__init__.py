@@ -11,7 +11,17 @@ from diffstategrad._options import nearest
 from diffstategrad.samplers.base import Level, Problem, Sampler
 from diffstategrad.samplers.daps import DAPS
 
-__all__ = ["DAPS", "SAMPLERS", "Level", "Problem", "Sampler", "describe", "methods"]
+__all__ = [
+    "DAPS",
+    "SAMPLERS",
+    "Level",
+    "Problem",
+    "Sampler",
+    "as_sampler",
+    "describe",
+    "methods",
+    "sampler_class",
+]
 
 #: Name -> class.
 SAMPLERS: dict[str, type[Sampler]] = {cls.name: cls for cls in (DAPS,)}
@@ -52,4 +62,4 @@ def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
         raise TypeError(
             f"method must be a name or a configured method, got {type(method).__name__}"
         )
-    return sampler_class(method).build(options)
+    return sampler_class(method)(**options)

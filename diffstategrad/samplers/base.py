@@ -74,22 +74,23 @@ class Sampler(BaseModel, ABC):
     #: for a method without a measurement gradient.
     projection: ClassVar[StateProjector | None] = None
 
-    @classmethod
-    def build(cls, options: dict[str, Any]) -> Sampler:
-        """The method with these options; ValueError that names a wrong one."""
-        for option in options:
-            if option not in cls.model_fields:
+    def __init__(self, **options: Any) -> None:
+        for option, value in options.items():
+            field = type(self).model_fields.get(option)
+            if field is None:
                 raise ValueError(
-                    f"{cls.name} has no option {option!r}"
-                    f"{nearest(option, cls.model_fields)}"
+                    f"{self.name} has no option {option!r}"
+                    f"{nearest(option, type(self).model_fields)}"
                 )
+            if isinstance(value, bool) and field.annotation is not bool:
+                raise ValueError(f"{self.name}: {option} must not be {value}")
         try:
-            return cls(**options)
+            super().__init__(**options)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "options"
             raise ValueError(
-                f"{cls.name}: {where}: {first['msg']}, got {first['input']!r}"
+                f"{self.name}: {where}: {first['msg']}, got {first['input']!r}"
             ) from None
 
     @property

@@ -30,10 +30,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from diffstategrad import _core
@@ -50,7 +50,7 @@ class DAPS(Sampler):
     name: ClassVar[str] = "daps"
     projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
 
-    version: Literal["2024", "2025"] = Field(
+    version: Annotated[Literal["2024", "2025"], BeforeValidator(str)] = Field(
         "2024", description="generation of the published code"
     )
     steps: int = Field(200, ge=1, description="annealing levels N")
@@ -126,7 +126,7 @@ class DAPS(Sampler):
                     kept=subspace.kept if subspace else None,
                 )
             )
-            xt = x0y + sigma_next * problem.noise.normal(x0y)
+            xt = (sigma_next * problem.noise.normal(x0y)).add_(x0y)
 
         xt[diverged] = torch.nan
         return xt
@@ -192,7 +192,7 @@ class DAPS(Sampler):
 
         failed = torch.zeros(len(x), dtype=torch.bool)
         for step in range(self.langevin_steps):
-            if self.prior_score == "exact":
+            if self.prior_score == "exact" and step > 0:
                 centre = self._centre(problem, x, xt, x0hat, sigma)
             gradient, sqnorm = problem.operator.residual_gradient(x, problem.y)
             gradient = likelihood * gradient + prior * (x - centre)

@@ -1,0 +1,95 @@
+"""A sheet of pictures that shows what a prior has learned."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from diffstategrad.models.unet import PixelUNet
+from diffstategrad.schedules import VPSchedule
+from diffstategrad.training.leaves import scene
+
+__all__ = ["denoise", "sample", "write_samples"]
+
+
+@torch.no_grad()
+def denoise(net: PixelUNet, schedule: VPSchedule, x: Tensor, sigma: float) -> Tensor:
+    """Posterior mean of the image given `x` = image + `sigma` * noise.
+
+    Parameters
+    ----------
+    x : Tensor, shape (B, 3, H, W), image in [-1, 1] plus noise
+    sigma : float > 0, in units of the image
+
+    Returns
+    -------
+    Tensor, shape (B, 3, H, W), not clipped
+    """
+    t = float(schedule.t_of_sigma(sigma))
+    scale = 1 / np.sqrt(1 + sigma**2)
+    z = scale * x
+    return scale * z - sigma * scale * net(z, t)
+
+
+def sample(
+    net: PixelUNet,
+    schedule: VPSchedule,
+    shape: tuple[int, ...],
+    seed: int,
+    steps: int = 40,
+) -> Tensor:
+    """Unconditional samples by Euler steps of the probability-flow ODE.
+
+    Levels fall from 80 to 0.02 on the grid of Karras et al. (2022), eq. 5, rho = 7.
+    """
+    root = np.linspace(80 ** (1 / 7), 0.02 ** (1 / 7), steps)
+    sigmas = [*(root**7), 0.0]
+    generator = torch.Generator().manual_seed(seed)
+    x = sigmas[0] * torch.randn(shape, generator=generator)
+    for sigma, following in itertools.pairwise(sigmas):
+        mean = denoise(net, schedule, x, float(sigma)).clamp(-1, 1)
+        x = mean + float(following / sigma) * (x - mean)
+    return x
+
+
+def write_samples(
+    path: str | os.PathLike[str],
+    net: PixelUNet,
+    schedule: VPSchedule,
+    seed: int,
+    size: int = 128,
+    steps: int = 40,
+) -> None:
+    """Write a PNG: samples in the first row, then noisy and denoised scenes in pairs.
+
+    Columns of the pairs are noise levels 0.1, 0.2, 0.5 and 1.
+    """
+    size -= size % net.stride
+    levels = (0.1, 0.2, 0.5, 1.0)
+    rows = [sample(net, schedule, (len(levels), 3, size, size), seed, steps)]
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(2):
+        clean = torch.from_numpy(scene(seed + 1_000_003, i, size))[None]
+        noisy = [
+            clean + s * torch.randn(clean.shape, generator=generator) for s in levels
+        ]
+        pairs = zip(noisy, levels, strict=True)
+        rows.append(torch.cat(noisy))
+        rows.append(torch.cat([denoise(net, schedule, x, s) for x, s in pairs]))
+    sheet = np.concatenate(
+        [np.concatenate(list(row.clamp(-1, 1).numpy()), axis=2) for row in rows], axis=1
+    )
+    pixels = np.round((sheet.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,909 @@
+"""What the compiled module does with tensors of every sort, right and wrong."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import threading
+import tracemalloc
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import diffstategrad as dsg
+from diffstategrad import _core
+from diffstategrad.operators import Blur
+
+SHAPE = (2, 6, 6)
+KEY = (0, [0, 1], [0, 0], 0)
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=source, dtype=dtype)
+
+
+def images(dtype=torch.float32, seed=0):
+    return randn(2, *SHAPE, dtype=dtype, seed=seed)
+
+
+def per_image():
+    return torch.zeros(2, dtype=torch.float64)
+
+
+def operator(dtype="float32", shape=SHAPE):
+    return _core.resize(dtype, shape, 2)
+
+
+def measured(dtype=torch.float32):
+    return randn(2, 2, 3, 3, dtype=dtype, seed=3)
+
+
+def projector(dtype="float32", batch=2, shape=SHAPE, prepared=True):
+    p = _core.Projector(dtype, batch, shape)
+    if prepared:
+        torch_dtype = getattr(torch, dtype)
+        p.prepare(randn(batch, *shape, dtype=torch_dtype), 0.9, 0, 0, 3)
+    return p
+
+
+class Call(NamedTuple):
+    """A function of the binding and arguments that it takes.
+
+    outputs, inputs: names and positions of the tensors, outputs being written to.
+    """
+
+    name: str
+    function: object
+    arguments: list
+    outputs: dict[str, int]
+    inputs: dict[str, int]
+
+    def __call__(self, **changed):
+        arguments = list(self.arguments)
+        for name, value in changed.items():
+            arguments[{**self.outputs, **self.inputs}[name]] = value
+        return self.function(*arguments)
+
+
+def calls():
+    """Fresh, valid calls of every function that takes tensors."""
+    op, p = operator(), projector()
+    mask = torch.ones(1, 6, 6, dtype=torch.uint8)
+    kernel = torch.ones(3, 3, dtype=torch.float64)
+    unit = [torch.rand(2, 1, 12, 12) for _ in range(2)]
+    langevin = [
+        images(),
+        per_image(),
+        images(seed=1),
+        measured(),
+        op,
+        projector(),
+        KEY,
+        2,
+        1e-4,
+        1.0,
+        1.0,
+    ]
+    recorded = [*langevin[:6], randn(4, *SHAPE), *langevin[7:]]
+    recorded[0], recorded[1] = images(), per_image()
+    at = {"x0hat": 2, "y": 3}
+    out = {"x": 0, "sqnorm": 1}
+    return [
+        Call("mask", _core.mask, ["float32", (2, 6, 6), mask], {}, {"mask": 2}),
+        Call("blur", _core.blur, ["float32", (2, 6, 6), kernel], {}, {"kernel": 2}),
+        Call("forward", op.forward, [measured(), images()], {"out": 0}, {"x": 1}),
+        Call("vjp", op.vjp, [images(), None, measured()], {"out": 0}, {"v": 2}),
+        Call(
+            "residual_gradient",
+            op.residual_gradient,
+            [images(), per_image(), images(seed=1), measured()],
+            {"out": 0, "sqnorm": 1},
+            {"x": 2, "y": 3},
+        ),
+        Call(
+            "prepare", projector().prepare, [images(), 0.9, 0, 0, 3], {}, {"state": 0}
+        ),
+        Call("apply", p.apply, [images()], {"grad": 0}, {}),
+        Call("normal", _core.normal, [torch.zeros(2, 72), KEY], {"out": 0}, {}),
+        Call(
+            "euler_step",
+            _core.euler_step,
+            [images(), images(seed=1), 2.0, 1.0],
+            {"x": 0},
+            {"denoised": 1},
+        ),
+        Call("langevin", _core.langevin, langevin, out, at),
+        Call("langevin", _core.langevin, recorded, out, {**at, "noise": 6}),
+        Call(
+            "psnr",
+            _core.psnr,
+            [per_image(), *unit, 1.0, 0.0],
+            {"out": 0},
+            {"x": 1, "ref": 2},
+        ),
+        Call("nmse", _core.nmse, [per_image(), *unit], {"out": 0}, {"x": 1, "ref": 2}),
+        Call(
+            "ssim",
+            _core.ssim,
+            [per_image(), *unit, 1.0, 0],
+            {"out": 0},
+            {"x": 1, "ref": 2},
+        ),
+    ]
+
+
+COUNT = len(calls())
+IDS = [f"{i}-{c.name}" for i, c in enumerate(calls())]
+
+
+@pytest.fixture(params=range(COUNT), ids=IDS)
+def call(request):
+    return calls()[request.param]
+
+
+def tensors(call):
+    """(name, tensor, is output) of every tensor of a call."""
+    for group, is_out in ((call.outputs, True), (call.inputs, False)):
+        for name, at in group.items():
+            yield name, call.arguments[at], is_out
+
+
+# ---- producers ----
+
+
+class Unversioned:
+    """A producer from before `max_version`."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self):
+        return torch.utils.dlpack.to_dlpack(self.tensor)
+
+
+class Returns:
+    def __init__(self, value):
+        self.value = value
+
+    def __dlpack__(self, **_):
+        return self.value
+
+
+class Raises:
+    def __init__(self, error):
+        self.error = error
+
+    def __dlpack__(self, **_):
+        raise self.error
+
+
+def test_every_function_that_takes_tensors_is_in_the_list():
+    listed = {c.name for c in calls()}
+    builtin = type(_core.mask)
+    methods = {
+        name
+        for cls in (_core.Op, _core.Projector)
+        for name in vars(cls)
+        if callable(getattr(cls, name)) and not name.startswith("_")
+    }
+    functions = {name for name, f in vars(_core).items() if type(f) is builtin}
+    assert listed == methods | functions - {"set_num_threads", "info", "resize"}
+
+
+def test_the_calls_of_the_list_work(call):
+    result = call()
+    assert result is None or isinstance(result, _core.Op)
+
+
+def test_an_unversioned_producer_is_taken_for_every_argument(call):
+    for name, tensor, _ in tensors(call):
+        call(**{name: Unversioned(tensor)})
+
+
+def test_numpy_arrays_are_taken_for_every_argument(call):
+    for name, tensor, _ in tensors(call):
+        call(**{name: tensor.numpy()})
+
+
+def test_results_are_written_through_every_kind_of_producer():
+    op, x = operator(), images()
+    expected = torch.empty(2, 2, 3, 3)
+    op.forward(expected, x)
+    for wrap in (Unversioned, lambda t: t.numpy(), lambda t: t):
+        out = torch.full_like(expected, torch.nan)
+        op.forward(wrap(out), wrap(x))
+        assert torch.equal(out, expected)
+
+
+def test_an_object_without_dlpack_is_named(call):
+    for name, _, _ in tensors(call):
+        # None and tuples mean something to some arguments
+        for bad in (object(), 3.0, "x", [1.0], print):
+            with pytest.raises(
+                TypeError,
+                match=f"^{call.name}: {name} must be a tensor with __dlpack__, "
+                f"got .*{type(bad).__name__}",
+            ):
+                call(**{name: bad})
+
+
+def test_a_producer_that_returns_no_capsule_is_named(call):
+    empty = type("Capsule", (), {})()
+    for name, _, _ in tensors(call):
+        for bad in (None, 3, empty, torch.zeros(1), object()):
+            with pytest.raises(TypeError, match=f"{name}.__dlpack__ returned no"):
+                call(**{name: Returns(bad)})
+
+
+def test_a_consumed_capsule_is_refused():
+    x = images()
+    capsule = torch.utils.dlpack.to_dlpack(x)
+    torch.utils.dlpack.from_dlpack(capsule)
+    with pytest.raises(TypeError, match="returned no DLPack capsule"):
+        operator().forward(measured(), Returns(capsule))
+
+
+def test_errors_of_a_producer_come_through_as_they_are(call):
+    for name, _, _ in tensors(call):
+        for error in (
+            RuntimeError("lost"),
+            AttributeError("inside"),
+            BufferError("no"),
+            KeyboardInterrupt(),
+        ):
+            with pytest.raises(type(error)) as caught:
+                call(**{name: Raises(error)})
+            assert caught.value is error
+
+
+def test_a_producer_that_raises_type_error_twice_is_reported():
+    with pytest.raises(TypeError, match="never"):
+        operator().forward(measured(), Raises(TypeError("never")))
+
+
+def capsule_of(tensor, **changed):
+    """A genuine old-style capsule of a CPU tensor with a few header fields changed."""
+    import ctypes
+
+    class Header(ctypes.Structure):
+        _fields_ = [
+            ("data", ctypes.c_void_p),
+            ("device_type", ctypes.c_int32),
+            ("device_id", ctypes.c_int32),
+            ("ndim", ctypes.c_int32),
+            ("code", ctypes.c_uint8),
+            ("bits", ctypes.c_uint8),
+            ("lanes", ctypes.c_uint16),
+            ("shape", ctypes.c_void_p),
+            ("strides", ctypes.c_void_p),
+            ("byte_offset", ctypes.c_uint64),
+        ]
+
+    capsule = torch.utils.dlpack.to_dlpack(tensor)
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.py_object, ctypes.c_char_p],
+    )
+    header = Header.from_address(pointer(capsule, b"dltensor"))
+    for field, value in changed.items():
+        setattr(header, field, value)
+    return capsule
+
+
+@pytest.mark.parametrize("device", [2, 3, 8, 10, 13])
+def test_a_tensor_on_another_device_is_refused(device):
+    x = images()
+    with pytest.raises(BufferError, match=f"x must be on the CPU, got .* {device}$"):
+        operator().forward(measured(), Returns(capsule_of(x, device_type=device)))
+
+
+def test_vector_lanes_are_refused():
+    with pytest.raises(TypeError, match="x must be float32"):
+        operator().forward(measured(), Returns(capsule_of(images(), lanes=4)))
+
+
+def test_an_unknown_dtype_code_is_refused():
+    with pytest.raises(TypeError, match=r"got \?32"):
+        operator().forward(measured(), Returns(capsule_of(images(), code=200)))
+
+
+def test_missing_strides_mean_dense():
+    x, out, expected = images(), measured(), measured()
+    operator().forward(expected, x)
+    operator().forward(out, Returns(capsule_of(x, strides=None)))
+    assert torch.equal(out, expected)
+
+
+def test_the_byte_offset_counts():
+    x, out, expected = images(), measured(), measured()
+    operator().forward(expected, x)
+    whole = torch.cat([torch.full((1, *SHAPE), torch.nan), x])
+    shifted = whole[:2]  # the header's offset moves it to the images after the first
+    offset = whole[0].numel() * whole.element_size()
+    operator().forward(out, Returns(capsule_of(shifted, byte_offset=offset)))
+    assert torch.equal(out, expected)
+
+
+# ---- layouts and dtypes ----
+
+
+def test_strided_tensors_are_refused(call):
+    for name, tensor, _ in tensors(call):
+        spread = torch.stack([tensor, tensor], -1)[..., 0]
+        with pytest.raises(BufferError, match=f"{name} must be contiguous"):
+            call(**{name: spread})
+
+
+def test_permuted_and_expanded_tensors_are_refused():
+    op = operator()
+    for bad in (images().transpose(2, 3), images()[:1, :1].expand(2, *SHAPE)):
+        with pytest.raises(BufferError, match="x must be contiguous"):
+            op.forward(measured(), bad)
+
+
+def test_strides_of_axes_of_size_1_do_not_matter():
+    op = operator(shape=(1, 6, 6))
+    x = torch.randn(1, 6, 6, 1).permute(0, 3, 1, 2)
+    assert x.stride(1) == 1
+    y, expected = torch.empty(1, 1, 3, 3), torch.empty(1, 1, 3, 3)
+    op.forward(y, x)
+    op.forward(expected, x.clone(memory_format=torch.contiguous_format))
+    assert torch.equal(y, expected)
+
+
+def test_a_slice_at_an_offset_is_read_where_it_lies():
+    x, out, expected = randn(5, *SHAPE), measured(), measured()
+    operator().forward(out, x[2:4])
+    operator().forward(expected, x[2:4].clone())
+    assert torch.equal(out, expected)
+
+
+def test_tensors_that_need_a_gradient_are_refused(call):
+    for name, tensor, _ in tensors(call):
+        if tensor.is_floating_point():
+            with pytest.raises(BufferError, match="gradient"):
+                call(**{name: tensor.clone().requires_grad_()})
+
+
+def test_conjugate_tensors_are_refused():
+    with pytest.raises(BufferError, match="conjugate"):
+        operator().forward(measured(), images(torch.complex64).conj())
+
+
+def test_the_negative_bit_is_resolved_before_the_core_sees_it():
+    # DLPack has no such bit, torch exports the memory as it is: the door must see to it
+    A, x = Blur(np.ones((3, 3))), images()
+    assert torch.equal(A(torch._neg_view(x)), A(-x))
+    nmse = dsg.metrics.nmse
+    assert torch.equal(nmse(torch._neg_view(x), x), nmse(-x, x))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "named"),
+    [
+        (torch.float16, "float16"),
+        (torch.bfloat16, "bfloat16"),
+        (torch.complex64, "complex64"),
+        (torch.int32, "int32"),
+        (torch.int64, "int64"),
+        (torch.bool, "bool8"),
+        (torch.uint8, "uint8"),
+    ],
+)
+def test_another_dtype_is_named(call, dtype, named):
+    for name, tensor, _ in tensors(call):
+        if tensor.dtype == torch.uint8 and named in ("uint8", "bool8"):
+            continue
+        with pytest.raises(
+            TypeError, match=f"^{call.name}: {name} must be .*, got {named}$"
+        ):
+            call(**{name: tensor.to(dtype)})
+
+
+def test_two_precisions_do_not_mix(call):
+    if call.name in ("apply", "prepare", "normal", "mask", "blur"):
+        return
+    for name, tensor, _ in tensors(call):
+        if tensor.dtype == torch.float32:
+            with pytest.raises(
+                TypeError, match=r"must be float(32|64), got float(32|64)"
+            ):
+                call(**{name: tensor.double()})
+
+
+def test_a_mask_may_be_bool():
+    x, y = images(), images(seed=1)
+    mask = torch.rand(1, 6, 6) < 0.5
+    _core.mask("float32", SHAPE, mask).forward(y, x)
+    assert torch.equal(y, x * mask)
+
+
+def test_another_number_of_axes_is_named(call):
+    for name, tensor, _ in tensors(call):
+        for bad in (tensor[None], tensor[0]):
+            with pytest.raises(
+                ValueError,
+                match=f"{name} must have {tensor.ndim} axes, got {bad.ndim}",
+            ):
+                call(**{name: bad})
+
+
+def test_a_tensor_of_64_axes_is_refused():
+    with pytest.raises(ValueError, match="x must have 4 axes, got 64"):
+        operator().forward(measured(), torch.zeros((1,) * 64))
+
+
+def test_another_shape_is_named(call):
+    for name, tensor, _ in tensors(call):
+        if call.name in ("blur", "normal"):
+            continue
+        bad = torch.cat([tensor, tensor], -1)
+        with pytest.raises(ValueError, match=r"must (have shape|name)"):
+            call(**{name: bad})
+
+
+def test_an_empty_batch_is_nothing_to_do():
+    op, x, y = operator(), torch.empty(0, *SHAPE), torch.empty(0, 2, 3, 3)
+    none = torch.empty(0, dtype=torch.float64)
+    op.forward(y, x)
+    op.vjp(x, None, y)
+    op.residual_gradient(x, none, x.clone(), y)
+    p = projector(batch=0, prepared=False)
+    p.prepare(x, 0.9, 0, 0, 3)
+    p.apply(x)
+    assert p.ranks == () and p.kept == ()
+    _core.normal(torch.empty(0, 5), (0, [], [], 0))
+    _core.euler_step(x, x.clone(), 2.0, 1.0)
+    key = (0, [], [], 0)
+    _core.langevin(x, none, x.clone(), y, op, p, key, 2, 1e-4, 1.0, 1.0)
+    _core.psnr(none, x, x.clone(), 1.0, 0.0)
+    _core.nmse(none, x, x.clone())
+
+
+# ---- results ----
+
+
+def test_read_only_results_are_refused_and_read_only_inputs_taken(call):
+    for name, tensor, is_out in tensors(call):
+        array = tensor.numpy().copy()
+        array.flags.writeable = False
+        if is_out:
+            with pytest.raises(
+                BufferError, match=f"{call.name}: {name} must be writable"
+            ):
+                call(**{name: array})
+        else:
+            call(**{name: array})
+
+
+def test_results_that_share_memory_with_an_input_are_refused():
+    x, y = images(), measured()
+    op = _core.mask("float32", SHAPE, torch.ones(1, 6, 6, dtype=torch.uint8))
+    whole = randn(3, *SHAPE)
+    for out, given in ((x, x), (whole[:2], whole[1:]), (whole[1:], whole[:2])):
+        with pytest.raises(ValueError, match="out must not share memory with x"):
+            op.forward(out, given)
+        with pytest.raises(ValueError, match="out must not share memory with v"):
+            op.vjp(out, None, given)
+        with pytest.raises(ValueError, match="x must not share memory with denoised"):
+            _core.euler_step(out, given, 2.0, 1.0)
+    with pytest.raises(ValueError, match="out must not share memory with x"):
+        op.vjp(x, x, images())
+    with pytest.raises(ValueError, match="out must not share memory with x"):
+        operator().residual_gradient(x, per_image(), x, y)
+
+
+@pytest.mark.parametrize("name", ["x", "x0hat", "y", "noise"])
+def test_the_norms_of_langevin_may_not_lie_in_another_tensor(name):
+    op = operator("float64")
+    arguments = {
+        "x": images(torch.float64),
+        "x0hat": images(torch.float64, 1),
+        "y": measured(torch.float64),
+        "noise": randn(2, *SHAPE, dtype=torch.float64),
+    }
+    inside = arguments[name].flatten()[3:5]
+    with pytest.raises(ValueError, match="must not share memory"):
+        _core.langevin(
+            arguments["x"],
+            inside,
+            arguments["x0hat"],
+            arguments["y"],
+            op,
+            None,
+            arguments["noise"],
+            1,
+            1e-4,
+            1.0,
+            1.0,
+        )
+
+
+def test_neighbours_in_memory_are_not_an_overlap():
+    whole = randn(4, *SHAPE)
+    _core.euler_step(whole[:2], whole[2:], 2.0, 1.0)
+
+
+# ---- other arguments ----
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda: _core.resize("float16", SHAPE, 2), ValueError, "got float16"),
+        (lambda: _core.resize("float32", (0, 4, 4), 2), ValueError, "must be positive"),
+        (
+            lambda: _core.resize("float32", (1, -4, 4), 2),
+            ValueError,
+            "must be positive",
+        ),
+        (lambda: _core.resize("float32", (4, 4), 2), TypeError, r"\(c, h, w\)"),
+        (
+            lambda: _core.resize("float32", (1, 4, 4), 0),
+            ValueError,
+            "at least 1, got 0",
+        ),
+        (lambda: _core.resize("float32", [1, 4, 4], 2), TypeError, "tuple"),
+        (lambda: _core.resize("float32", (2**62, 8, 8), 2), ValueError, "do not fit"),
+        (lambda: _core.resize("float32", (2**64, 8, 8), 2), OverflowError, None),
+        (lambda: _core.Projector("float32", -1, SHAPE), ValueError, "negative"),
+        (lambda: _core.Projector("float32", 2**62, SHAPE), ValueError, "do not fit"),
+        (lambda: _core.Projector("int8", 1, SHAPE), ValueError, "got int8"),
+        (lambda: _core.Projector("float32", 1, SHAPE, x=1), TypeError, "keyword"),
+        (lambda: _core.Projector(), TypeError, None),
+        (lambda: _core.Op(), TypeError, "cannot create"),
+        (lambda: _core.set_num_threads(0), ValueError, "at least 1"),
+        (lambda: _core.set_num_threads(-1), ValueError, "at least 1"),
+        (lambda: _core.set_num_threads(1.5), TypeError, None),
+        (
+            lambda: _core.blur("float32", SHAPE, torch.rand(3, 3).double(), 1),
+            ValueError,
+            "blur",
+        ),
+        (
+            lambda: _core.blur("float32", SHAPE, torch.rand(3, 3).double(), 9),
+            ValueError,
+            "blur",
+        ),
+        (
+            lambda: _core.blur("float32", SHAPE, torch.ones(13, 3).double()),
+            ValueError,
+            "blur",
+        ),
+        (
+            lambda: _core.blur("float32", SHAPE, torch.ones(0, 0).double()),
+            ValueError,
+            "blur",
+        ),
+        (lambda: projector().prepare(images(), 0.0, 0, 0, 3), ValueError, "range"),
+        (lambda: projector().prepare(images(), 1.1, 0, 0, 3), ValueError, "range"),
+        (lambda: projector().prepare(images(), 0.9, 7, 0, 3), ValueError, "range"),
+        (lambda: projector().prepare(images(), 0.9, -1, 0, 3), ValueError, "range"),
+        (lambda: projector().prepare(images(), 0.9, 3, 0, 3), ValueError, "at least 1"),
+        (
+            lambda: projector().prepare(images(), 0.9, 3, -2, 3),
+            ValueError,
+            "at least 1",
+        ),
+        (lambda: projector().prepare(images(), 0.9, 0, 0, 0), ValueError, "range"),
+        (lambda: projector().prepare(images(), 0.9, 0, 0, 4), ValueError, "range"),
+        (
+            lambda: projector().prepare(images() * torch.nan, 0.9, 0, 0, 3),
+            ValueError,
+            "NaN or Inf",
+        ),
+        (lambda: projector(prepared=False).apply(images()), RuntimeError, "set-up"),
+        (
+            lambda: _core.euler_step(images(), images(), 0.0, 0.0),
+            ValueError,
+            "sigma must be > 0",
+        ),
+        (
+            lambda: _core.euler_step(images(), images(), float("nan"), 0.0),
+            ValueError,
+            "sigma must be > 0",
+        ),
+        (
+            lambda: _core.ssim(
+                per_image(), torch.rand(2, 1, 5, 5), torch.rand(2, 1, 5, 5), 1.0, 0
+            ),
+            ValueError,
+            "ssim",
+        ),
+        (
+            lambda: _core.ssim(
+                per_image(), torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16), 1.0, 9
+            ),
+            ValueError,
+            "ssim",
+        ),
+        (
+            lambda: _core.psnr(
+                per_image(), torch.rand(2, 0, 4, 4), torch.rand(2, 0, 4, 4), 1.0, 0.0
+            ),
+            ValueError,
+            "psnr",
+        ),
+    ],
+)
+def test_wrong_other_arguments_are_refused(function, error, message):
+    with pytest.raises(error, match=message):
+        function()
+
+
+@pytest.mark.parametrize(
+    ("key", "error"),
+    [
+        ((0, [0], [0], 0), ValueError),
+        ((0, [0, 1], [0], 0), ValueError),
+        ((0, [0, -1], [0, 0], 0), ValueError),
+        ((0, [0, 2**32], [0, 0], 0), ValueError),
+        ((0, [0, 2**70], [0, 0], 0), ValueError),
+        ((0, [0, 1.5], [0, 0], 0), TypeError),
+        ((0, 3, [0, 0], 0), TypeError),
+        ((0, [0, 1], [0, 0]), TypeError),
+        (([], [0, 1], [0, 0], 0), TypeError),
+        ([0, [0, 1], [0, 0], 0], TypeError),
+        (None, TypeError),
+    ],
+)
+def test_a_wrong_noise_key_is_refused(key, error):
+    with pytest.raises(error):
+        _core.normal(torch.empty(2, 8), key)
+    with pytest.raises(error):
+        _core.langevin(
+            images(),
+            per_image(),
+            images(),
+            measured(),
+            operator(),
+            None,
+            key,
+            1,
+            1e-4,
+            1,
+            1,
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({4: None}, TypeError),
+        ({4: operator("float64")}, TypeError),
+        ({4: operator(shape=(2, 8, 8))}, ValueError),
+        ({5: 3}, TypeError),
+        ({5: projector("float64")}, TypeError),
+        ({5: projector(batch=1)}, ValueError),
+        ({5: projector(shape=(2, 6, 5))}, ValueError),
+        ({5: projector(prepared=False)}, RuntimeError),
+        ({7: 0}, ValueError),
+        ({7: -1}, ValueError),
+        ({8: 0.0}, ValueError),
+        ({8: -1.0}, ValueError),
+        ({8: float("nan")}, ValueError),
+        ({6: randn(3, *SHAPE)}, ValueError),
+    ],
+)
+def test_wrong_arguments_of_langevin_are_refused(changes, error):
+    arguments = [
+        images(),
+        per_image(),
+        images(seed=1),
+        measured(),
+        operator(),
+        projector(),
+        KEY,
+        2,
+        1e-4,
+        1.0,
+        1.0,
+    ]
+    for at, value in changes.items():
+        arguments[at] = value
+    with pytest.raises(error, match="langevin"):
+        _core.langevin(*arguments)
+
+
+# ---- lifetime ----
+
+
+def test_no_function_keeps_a_reference_to_a_tensor(call):
+    # the capsule of an array holds the array itself, so its count tells
+    arrays = {name: tensor.numpy() for name, tensor, _ in tensors(call)}
+    failing = [
+        {**arrays, name: bad}
+        for name, array in arrays.items()
+        for bad in (object(), np.zeros(array.shape, "f2"), array[None], Returns(None))
+    ]
+
+    def run():
+        call(**arrays)
+        for changed in failing:
+            with pytest.raises((TypeError, ValueError, BufferError)):
+                call(**changed)
+
+    run()
+    before = [sys.getrefcount(a) for a in arrays.values()]
+    for _ in range(5):
+        run()
+    assert [sys.getrefcount(a) for a in arrays.values()] == before
+
+
+def test_no_function_leaks_python_memory(call):
+    bad = [{name: t.half()} for name, t, _ in tensors(call)]
+    bad += [{name: object()} for name, _, _ in tensors(call)]
+
+    def run(times):
+        for _ in range(times):
+            call()
+            for changed in bad:
+                try:
+                    call(**changed)
+                except TypeError:
+                    pass
+
+    run(5)
+    tracemalloc.start()
+    try:
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        run(200)
+        gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    # one object of the smallest size on one path of each call would be 200 x 16 bytes
+    assert grown < 200 * 16, grown
+
+
+def test_handles_and_projectors_are_given_back():
+    types = _core.Op, _core.Projector
+    before = [sys.getrefcount(t) for t in types]
+    for _ in range(20):
+        operator()
+        projector().ranks  # noqa: B018
+        with pytest.raises(ValueError):
+            operator(shape=(0, 1, 1))
+        with pytest.raises(ValueError):
+            _core.Projector("float32", -1, SHAPE)
+    gc.collect()
+    assert [sys.getrefcount(t) for t in types] == before
+
+
+def test_core_memory_does_not_grow_with_use():
+    def resident():
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * 4096
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("reads /proc")
+    shape, dense = (3, 96, 96), torch.rand(21, 21, dtype=torch.float64)
+    x, y = randn(4, *shape), randn(4, *shape, seed=1)
+
+    def run(times):
+        for _ in range(times):
+            _core.blur("float32", shape, dense, 3).forward(y, x)
+            p = _core.Projector("float32", 4, shape)
+            p.prepare(x, 0.99, 0, 0, 3)
+            p.apply(y)
+
+    run(3)
+    before = resident()
+    run(15)
+    # every turn allocates about 4 images of factors, 0.4 MB: 15 kept are 6 MB
+    assert resident() - before < 3e6
+
+
+# ---- threads ----
+
+
+def in_threads(*functions):
+    errors, start = [], threading.Barrier(len(functions))
+
+    def run(function):
+        start.wait()
+        try:
+            function()
+        except BaseException as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=run, args=(f,)) for f in functions]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    return errors
+
+
+def test_two_threads_may_use_one_operator_and_one_projector_at_once():
+    op = _core.blur("float32", (2, 32, 32), torch.rand(9, 9, dtype=torch.float64), 3)
+    p = projector(shape=(2, 32, 32))
+    inputs = [randn(2, 2, 32, 32, seed=s) for s in range(2)]
+
+    def work(x, results):
+        for _ in range(30):
+            y, s = torch.empty_like(x), per_image()
+            op.forward(y, x)
+            p.apply(y)
+            z = x.clone()
+            _core.langevin(z, s, x, y, op, p, KEY, 2, 1e-4, 1.0, 1.0)
+            results.append((y, z, s))
+
+    alone, together = ([], []), ([], [])
+    for x, results in zip(inputs, alone, strict=True):
+        work(x, results)
+    errors = in_threads(
+        *(lambda x=x, r=r: work(x, r) for x, r in zip(inputs, together, strict=True))
+    )
+    assert not errors
+    for one, two in zip(alone, together, strict=True):
+        for expected, got in zip(one, two, strict=True):
+            assert all(map(torch.equal, expected, got))
+
+
+def test_two_threads_may_create_fft_plans_at_once():
+    kernels = [torch.rand(7, 7, dtype=torch.float64) for _ in range(2)]
+
+    def create(k):
+        for n in range(8, 30):
+            op = _core.blur("float32", (1, n, n), k, 3)
+            op.forward(torch.empty(1, 1, n, n), torch.ones(1, 1, n, n))
+
+    assert not in_threads(*(lambda k=k: create(k) for k in kernels))
+
+
+def test_a_projector_in_use_in_another_thread_is_refused_not_corrupted():
+    shape = (3, 128, 128)
+    p = projector(batch=2, shape=shape)
+    x = randn(2, *shape, seed=5)
+    seen = []
+
+    def prepare():
+        for _ in range(15):
+            try:
+                p.prepare(x, 0.99, 0, 0, 3)
+            except RuntimeError as error:
+                seen.append(str(error))
+
+    def use():
+        for _ in range(200):
+            g = x.clone()
+            try:
+                p.apply(g)
+            except RuntimeError as error:
+                seen.append(str(error))
+            else:
+                assert g.isfinite().all()
+            ranks = p.ranks
+            assert ranks is None or len(ranks) == 2
+
+    assert not in_threads(prepare, use, use)
+    assert set(seen) <= {
+        "prepare: the projector is in use",
+        "apply: the projector is being prepared",
+    }
+    p.prepare(x, 0.99, 0, 0, 3)  # nothing stays locked
+
+
+def test_the_number_of_threads_may_change_during_a_call():
+    before = _core.info()["threads"]
+    x = randn(4, 2, 48, 48)
+    op = operator(shape=(2, 48, 48))
+
+    def call():
+        for _ in range(50):
+            op.forward(torch.empty(4, 2, 24, 24), x)
+
+    def change():
+        for i in range(200):
+            dsg.set_num_threads(1 + i % 3)
+
+    try:
+        assert not in_threads(call, change)
+    finally:
+        dsg.set_num_threads(before)

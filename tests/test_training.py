@@ -1,0 +1,363 @@
+"""The training command: resuming, logging, errors."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffstategrad.models import load_network
+from diffstategrad.schedules import VPSchedule
+from diffstategrad.training import train
+from diffstategrad.training.config import (
+    NoiseConfig,
+    OptimiserConfig,
+    PhaseConfig,
+    StreamConfig,
+    load_config,
+)
+from diffstategrad.training.evaluate import (
+    LEVELS,
+    evaluate,
+    network_estimate,
+    total_variation,
+)
+from diffstategrad.training.stream import SceneWindow, draw_sigma, noisy_batch
+from diffstategrad.training.trainer import learning_rate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = """
+name: tiny
+seed: 7
+stream: {size: 32, scenes: 4, steps_per_scene: 2}
+network: {channels: [8, 16], groups: 4}
+optimiser: {lr: 1.0e-3, warmup_steps: 3, decay_steps: 4}
+phases:
+  - {steps: 6, crop: 16, batch: 2}
+  - {steps: 6, crop: 24, batch: 1, lr_scale: 0.5}
+log_every: 2
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny tensors: more threads only wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _small_sheet(monkeypatch):
+    """The sheet of the real size costs seconds and has a test of its own."""
+    from diffstategrad.training import samples, trainer
+
+    monkeypatch.setattr(
+        trainer,
+        "write_samples",
+        lambda *a: samples.write_samples(*a, size=16, steps=2),
+    )
+
+
+def _rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _same_tensors(a, b):
+    first, second = load_file(a), load_file(b)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_training_writes_network_log_samples_and_checkpoint(config, tmp_path):
+    out = tmp_path / "run"
+    exported = train(config, out, progress=False, workers=0)
+    assert exported == out / "tiny.safetensors"
+    assert sorted(p.name for p in out.iterdir()) == [
+        "checkpoint.safetensors",
+        "log.csv",
+        "samples.png",
+        "tiny.safetensors",
+    ]
+    _, metadata = load_network(exported)
+    assert metadata["training"]["steps"] == 12
+    assert metadata["schedule"] == {"type": "VP", "beta_min": 0.1, "beta_d": 19.9}
+    rows = _rows(out / "log.csv")
+    assert [row["step"] for row in rows] == ["2", "4", "6", "8", "10", "12"]
+    assert all(float(row["loss"]) > 0 for row in rows)
+    elapsed = [float(row["elapsed"]) for row in rows]
+    assert elapsed == sorted(elapsed)
+
+
+def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    config, tmp_path, monkeypatch
+):
+    """Stopped by an exception in step 8, after a checkpoint at step 5."""
+    from diffstategrad.training import trainer
+
+    train(config, tmp_path / "whole", progress=False, workers=0)
+
+    advance = trainer._Run.advance
+
+    def dies(run, window):
+        if run.step == 5:
+            run.save(tmp_path / "halves" / "checkpoint.safetensors")
+        if run.step == 8:
+            raise MemoryError
+        return advance(run, window)
+
+    monkeypatch.setattr(trainer._Run, "advance", dies)
+    with pytest.raises(MemoryError):
+        train(config, tmp_path / "halves", progress=False, workers=0)
+    monkeypatch.setattr(trainer._Run, "advance", advance)
+    train(config, tmp_path / "halves", progress=False, workers=1)
+
+    for name in ("checkpoint.safetensors", "tiny.safetensors"):
+        assert _same_tensors(tmp_path / "whole" / name, tmp_path / "halves" / name)
+    steps = [int(row["step"]) for row in _rows(tmp_path / "halves" / "log.csv")]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_killed_process_resumes_to_the_same_weights(config, tmp_path, number):
+    train(config, tmp_path / "whole", steps=12, progress=False, workers=0)
+
+    code = (
+        "import sys, time; from diffstategrad.training import trainer\n"
+        "advance = trainer._Run.advance\n"
+        "def slow(run, window):\n"
+        "    print(run.step, flush=True); time.sleep(0.05)\n"
+        "    result = advance(run, window)\n"
+        "    run.save(trainer.Path(sys.argv[2]) / 'checkpoint.safetensors')\n"
+        "    return result\n"
+        "trainer._Run.advance = slow\n"
+        "trainer.train(sys.argv[1], sys.argv[2], progress=False, workers=0)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, config, tmp_path / "killed"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    for line in process.stdout:
+        if line.strip() == "4":
+            process.send_signal(number)
+            break
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    if number == signal.SIGINT:
+        assert "to resume: diffstategrad train" in errors
+    assert not (tmp_path / "killed" / "tiny.safetensors").exists()
+
+    train(config, tmp_path / "killed", progress=False, workers=0)
+    assert _same_tensors(
+        tmp_path / "whole" / "checkpoint.safetensors",
+        tmp_path / "killed" / "checkpoint.safetensors",
+    )
+
+
+def test_run_can_be_prolonged_before_its_decay(config, tmp_path):
+    train(config, tmp_path / "run", steps=2, progress=False, workers=0)
+    train(config, tmp_path / "run", steps=4, progress=False, workers=0)
+    _, metadata = load_network(tmp_path / "run" / "tiny.safetensors")
+    assert metadata["training"]["steps"] == 4
+
+
+def test_without_resume_a_run_starts_again(config, tmp_path):
+    out = tmp_path / "run"
+    train(config, out, steps=4, progress=False, workers=0)
+    first = load_file(out / "checkpoint.safetensors")
+    train(config, out, steps=4, resume=False, progress=False, workers=0)
+    assert len(_rows(out / "log.csv")) == 2
+    again = load_file(out / "checkpoint.safetensors")
+    assert all(torch.equal(first[key], again[key]) for key in first)
+
+
+def test_checkpoint_of_another_network_is_refused(config, tmp_path):
+    train(config, tmp_path / "run", steps=1, progress=False, workers=0)
+    config.write_text(TINY.replace("[8, 16]", "[8, 8]"))
+    with pytest.raises(ValueError, match=r"checkpoint.*network = .*another folder"):
+        train(config, tmp_path / "run", progress=False, workers=0)
+
+
+@pytest.mark.parametrize("keep", [0, 1000])
+def test_broken_checkpoint_is_named(config, tmp_path, keep):
+    out = tmp_path / "run"
+    train(config, out, steps=1, progress=False, workers=0)
+    checkpoint = out / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"cannot resume from .*checkpoint"):
+        train(config, out, progress=False, workers=0)
+
+
+def test_output_that_is_a_file_is_named(config, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(OSError, match=r"cannot create .*run"):
+        train(config, tmp_path / "run", progress=False, workers=0)
+
+
+def test_full_disk_is_reported_before_training_and_leaves_nothing(
+    config, tmp_path, monkeypatch
+):
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("diffstategrad.models.unet.save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint.*No space"):
+        train(config, tmp_path / "run", progress=False, workers=0)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    config.write_text(TINY.replace("lr: 1.0e-3", "lr: 1.0e+30"))
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step \d"):
+        train(config, tmp_path / "run", progress=False, workers=0)
+    tensors = load_file(tmp_path / "run" / "checkpoint.safetensors")
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+def test_steps_must_be_positive(config, tmp_path):
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        train(config, tmp_path / "run", steps=0)
+
+
+# ---- Evaluation ----------------------------------------------------------------------
+
+
+def test_evaluation_of_the_noisy_image_is_the_noise_level():
+    """Clipping to [-1, 1] can only help, and helps little at sigma = 0.05."""
+    pytest.importorskip("skimage")
+    table = evaluate(lambda noisy, clean, sigma: noisy, ("coffee",), (0.05,), 64)
+    # sigma^2 is estimated from 12288 values: 0.06 dB standard error.
+    assert table[0, 0] == pytest.approx(20 * np.log10(2 / 0.05), abs=0.5)
+
+
+def test_bundled_prior_beats_total_variation_at_every_level():
+    pytest.importorskip("skimage")
+    weights = ROOT / "diffstategrad" / "weights" / "leaves64.safetensors"
+    assert weights.stat().st_size <= 12 * 2**20
+    names = ("chelsea", "coffee")
+    network = evaluate(network_estimate(weights), names)
+    for i, sigma in enumerate(LEVELS):
+        reference = evaluate(total_variation, names, (sigma,))
+        assert network[:, i].mean() > reference.mean()
+
+
+# ---- Configuration -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 7", "sed: 7", r"tiny\.yaml: unknown key 'sed', did you mean 'seed'"),
+        ("lr: 1.0e-3", "rate: 1", r"unknown key 'optimiser\.rate'; known: .*lr"),
+        ("crop: 16", "corp: 16", r"unknown key 'phases\.0\.corp', .*'crop'"),
+        ("seed: 7", "seed: -1", r"tiny\.yaml: seed: "),
+        ("crop: 16", "crop: 15", "crop 15 is no multiple of the stride 4"),
+        ("crop: 16", "crop: 64", "crop 64 exceeds stream.size 32"),
+        ("name: tiny", "name: ../x", r"tiny\.yaml: name: "),
+        ("log_every: 2", "log_every: [", "not valid YAML"),
+    ],
+)
+def test_faulty_configuration_is_explained(config, old, new, message):
+    config.write_text(TINY.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_config(config)
+
+
+def test_configuration_must_be_a_mapping(config):
+    config.write_text("- 1\n")
+    with pytest.raises(ValueError, match="expected a mapping, got list"):
+        load_config(config)
+
+
+def test_missing_configuration_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/training").glob("*.yaml")))
+def test_shipped_configurations_load(path):
+    assert load_config(path).name == path.stem
+
+
+# ---- Parts ---------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_stays_and_decays_to_zero():
+    optimiser = OptimiserConfig(lr=1e-3, warmup_steps=10, decay_steps=20)
+    phase = PhaseConfig(steps=100)
+    rates = [learning_rate(k, 100, optimiser, phase) for k in range(101)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[10:80] == [1e-3] * 70
+    assert rates[90] == pytest.approx(5e-4)
+    assert rates[100] == 0
+    assert learning_rate(50, 100, optimiser, PhaseConfig(steps=1, lr_scale=0.5)) == 5e-4
+
+
+def test_noise_levels_follow_the_configured_law():
+    noise = NoiseConfig(log_mean=-1, log_std=1.3, uniform_share=0)
+    sigma = draw_sigma(np.random.default_rng(0), 20_000, noise, VPSchedule())
+    # Standard error of the mean 0.009; of the deviation 0.007. Clipping moves both
+    # by less than 0.001.
+    assert np.log(sigma).mean() == pytest.approx(-1, abs=0.04)
+    assert np.log(sigma).std() == pytest.approx(1.3, abs=0.03)
+    noise = NoiseConfig(uniform_share=1, minimum=0.05)
+    sigma = draw_sigma(np.random.default_rng(0), 20_000, noise, VPSchedule())
+    assert sigma.min() == 0.05
+    assert VPSchedule().t_of_sigma(sigma).mean() == pytest.approx(499.5, abs=10)
+
+
+def test_v_target_gives_back_the_clean_image():
+    x0 = torch.rand(5, 3, 8, 8) * 2 - 1
+    schedule = VPSchedule()
+    z, t, v = noisy_batch(x0, 0, 3, NoiseConfig(maximum=5), schedule)
+    ab = torch.from_numpy(schedule.alpha_bar(t.double().numpy()))[:, None, None, None]
+    recovered = ab.sqrt() * z - (1 - ab).sqrt() * v
+    # float32 rounding of z, t and v, times at most sqrt(1 + 5^2).
+    torch.testing.assert_close(recovered.float(), x0, rtol=0, atol=1e-4)
+
+
+def test_crops_do_not_depend_on_who_renders_or_where_one_starts():
+    config = StreamConfig(size=32, scenes=3, steps_per_scene=2)
+    expected = {}
+    alone = SceneWindow(4, config, 0, 0)
+    for step in range(8):
+        expected[step] = alone.crops(step, 16, 2)
+    late = SceneWindow(4, config, 5, workers=2)
+    try:
+        for step in (5, 6, 7):
+            assert torch.equal(late.crops(step, 16, 2), expected[step])
+    finally:
+        late.close()
+    assert not torch.equal(expected[0], expected[1])
+
+
+def test_rendering_process_ends_with_its_reader():
+    window = SceneWindow(0, StreamConfig(size=16, scenes=1), 0, 1)
+    window.crops(0, 8, 1)
+    process = window._workers[0]._process
+    window.close()
+    assert process.poll() is not None
