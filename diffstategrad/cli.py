@@ -91,6 +91,12 @@ def _solve(args: argparse.Namespace) -> None:
         if args.measured
         else operator.measure(picture, task.sigma, seed=args.seed)
     )
+    restored = operator.image_shape(tuple(y.shape[1:]))
+    if not args.measured and restored != tuple(picture.shape[1:]):
+        raise ValueError(
+            f"{args.task} does not fit a picture of {picture.shape[3]} x "
+            f"{picture.shape[2]}: crop it, or use --size"
+        )
     result = solve(
         y,
         operator,

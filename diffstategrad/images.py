@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 __all__ = ["check_format", "from_uint8", "load_image", "save_image", "to_uint8"]
@@ -50,17 +50,26 @@ def load_image(path: str | Path, size: int | None = None) -> Tensor:
     try:
         with Image.open(path) as image:
             picture = _eight_bit(image)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
         raise ValueError(f"cannot read the picture {path}: {error}") from None
     return from_uint8(picture, size)
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray:
-    """(H, W, 3); an alpha channel is left out."""
-    if image.mode.startswith("I"):  # 16 bits; convert() would clip them at 255
-        grey = np.asarray(image, dtype=np.float64) / 257
-        return np.asarray(Image.fromarray(grey.round().astype(np.uint8)).convert("RGB"))
-    return np.asarray(image.convert("RGB"))
+    """(H, W, 3), upright; an alpha channel is left out, 16 bits are rounded to 8."""
+    image = ImageOps.exif_transpose(image)
+    if not image.mode.startswith(("I", "F")):
+        return np.asarray(image.convert("RGB"))
+    values = np.asarray(image)
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"pixels of mode {image.mode} beyond 16 bits are not taken")
+    grey = Image.fromarray((values / 257).round().astype(np.uint8))
+    return np.asarray(grey.convert("RGB"))
 
 
 def check_format(path: str | Path) -> None:

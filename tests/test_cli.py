@@ -108,7 +108,7 @@ def failed(capsys, status):
         (["--steps", "0"], "steps"),
         (["--size", "0"], "size must be at least 1, got 0"),
         (["--size", "-5"], "got -5"),
-        (["--size", "50"], "divisible by 16"),
+        (["--size", "52"], "divisible by 16"),
         (["--n-samples", "0"], "n_samples"),
         (["--seed", "-1"], "seed"),
         (["--save", "/no/such/folder/x"], "no folder to write"),
@@ -281,3 +281,20 @@ def test_formats_that_pillow_writes_are_taken(name):
 def test_other_formats_are_refused(name):
     with pytest.raises(ValueError, match="no picture format to write ends in"):
         check_format(name)
+
+
+def test_a_picture_that_the_operator_cannot_give_back_is_refused_at_once(
+    tmp_path, capsys
+):
+    Image.fromarray(np.zeros((46, 62, 3), np.uint8)).save(tmp_path / "odd.png")
+    arguments = ["solve", str(tmp_path / "odd.png"), "--task", "super_resolution"]
+    assert main([*arguments, "-o", str(tmp_path / "out.png")]) == 2
+    assert "does not fit a picture of 62 x 46" in capsys.readouterr().err
+
+
+def test_a_photograph_lying_on_its_side_is_put_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    picture = Image.fromarray(np.zeros((32, 64, 3), np.uint8))
+    picture.save(tmp_path / "phone.jpg", exif=exif)
+    assert load_image(tmp_path / "phone.jpg").shape == (1, 3, 64, 32)
