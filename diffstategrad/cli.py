@@ -59,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", "-o", default="demo", help="folder for the picture")
     p.add_argument("--quick", action="store_true", help="one photograph, few levels")
+    p.add_argument(
+        "--rank",
+        choices=("per_channel", "mean", "official"),
+        default="per_channel",
+        help="the projector's rank rule",
+    )
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("train", help="train a prior")
@@ -144,7 +150,7 @@ def _check_writable(*paths: str | None) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from diffstategrad.demo import run
 
-    run(Path(args.out), quick=args.quick)
+    run(Path(args.out), quick=args.quick, rank=args.rank)
 
 
 def _train(args: argparse.Namespace) -> None:
