@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import subprocess
 import sys
 import threading
 import tracemalloc
@@ -18,6 +20,7 @@ from diffstategrad.operators import Blur
 
 SHAPE = (2, 6, 6)
 KEY = (0, [0, 1], [0, 0], 0)
+NAN, INF = float("nan"), float("inf")
 
 
 def randn(*shape, dtype=torch.float32, seed=0):
@@ -47,6 +50,25 @@ def projector(dtype="float32", batch=2, shape=SHAPE, prepared=True):
         torch_dtype = getattr(torch, dtype)
         p.prepare(randn(batch, *shape, dtype=torch_dtype), 0.9, 0, 0, 3)
     return p
+
+
+def langevin(batch=2, **changed):
+    """Two steps without a projector; any argument may be given by name."""
+    arguments = {
+        "x": randn(batch, *SHAPE),
+        "sqnorm": torch.zeros(batch, dtype=torch.float64),
+        "x0hat": randn(batch, *SHAPE, seed=1),
+        "y": randn(batch, 2, 3, 3, seed=3),
+        "op": operator(),
+        "projector": None,
+        "noise": (0, range(batch), [0] * batch, 0),
+        "steps": 2,
+        "eta": 1e-4,
+        "likelihood": 1.0,
+        "prior": 1.0,
+    }
+    assert changed.keys() <= arguments.keys()
+    return _core.langevin(*(arguments | changed).values())
 
 
 class Call(NamedTuple):
@@ -170,6 +192,16 @@ class Returns:
 
     def __dlpack__(self, **_):
         return self.value
+
+
+class Copies:
+    """A producer that exports a copy whether it is asked for one or not."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **asked):
+        return self.array.__dlpack__(**{**asked, "copy": True})
 
 
 class Raises:
@@ -355,6 +387,28 @@ def test_strides_of_axes_of_size_1_do_not_matter():
     assert torch.equal(y, expected)
 
 
+def test_misaligned_tensors_are_refused(call):
+    for name, tensor, _ in tensors(call):
+        array = tensor.numpy()
+        raw = bytearray(1 + array.nbytes)
+        odd = np.frombuffer(raw, array.dtype, array.size, offset=1)
+        odd = odd.reshape(array.shape)
+        if array.itemsize == 1:  # a byte may lie anywhere
+            call(**{name: odd})
+            continue
+        with pytest.raises(
+            BufferError,
+            match=f"^{call.name}: {name} must lie at an aligned address, got ",
+        ):
+            call(**{name: odd})
+
+
+def test_an_empty_tensor_may_lie_anywhere():
+    for raw in (bytearray(1), bytearray(64)):
+        empty = np.frombuffer(raw, np.float32, 0, offset=1).reshape(0, *SHAPE)
+        assert _core.euler_step(empty, empty, 2.0, 1.0) is None
+
+
 def test_a_slice_at_an_offset_is_read_where_it_lies():
     x, out, expected = randn(5, *SHAPE), measured(), measured()
     operator().forward(out, x[2:4])
@@ -464,6 +518,54 @@ def test_an_empty_batch_is_nothing_to_do():
     _core.nmse(none, x, x.clone())
 
 
+@pytest.mark.parametrize("convert", [lambda t: t, torch.Tensor.numpy])
+@pytest.mark.parametrize("prepared", [None, True])
+def test_langevin_has_nothing_to_do_for_an_empty_batch(convert, prepared):
+    p = prepared and projector(batch=0)
+    empty = {
+        "x": torch.empty(0, *SHAPE),
+        "sqnorm": torch.empty(0, dtype=torch.float64),
+        "x0hat": torch.empty(0, *SHAPE),
+        "y": torch.empty(0, 2, 3, 3),
+    }
+    empty = {name: convert(tensor) for name, tensor in empty.items()}
+    for noise in (convert(torch.empty(0, *SHAPE)), (0, [], [], 0)):
+        assert langevin(0, **empty, projector=p, noise=noise) is None
+
+
+@pytest.mark.parametrize("convert", [lambda t: t, torch.Tensor.numpy])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_metrics_have_nothing_to_do_for_an_empty_batch(convert, dtype):
+    out = convert(torch.empty(0, dtype=torch.float64))
+    x, ref = (convert(torch.empty(0, 3, 12, 12, dtype=dtype)) for _ in range(2))
+    assert _core.psnr(out, x, ref, 1.0, 0.0) is None
+    assert _core.nmse(out, x, ref) is None
+    for window in (0, 1):
+        assert _core.ssim(out, x, ref, 1.0, window) is None
+
+
+def test_an_empty_batch_is_checked_like_any_other():
+    none, one = torch.empty(0, dtype=torch.float64), torch.zeros(1).double()
+    x, ref = torch.empty(0, 3, 12, 12), torch.empty(0, 3, 12, 12)
+    small = torch.empty(0, 1, 5, 5)
+    for function, arguments in (
+        (_core.psnr, (1.0, 0.0)),
+        (_core.nmse, ()),
+        (_core.ssim, (1.0, 0)),
+    ):
+        name = function.__name__
+        with pytest.raises(
+            ValueError, match=rf"^{name}: out must have shape \(0,\), got \(1,\)$"
+        ):
+            function(one, x, ref, *arguments)
+        with pytest.raises(ValueError, match=f"^{name}: images must not be empty$"):
+            function(none, x[..., :0], ref[..., :0], *arguments)
+    with pytest.raises(ValueError, match=r"^ssim: window must be in the range 0\.\.1"):
+        _core.ssim(none, x, ref, 1.0, 9)
+    with pytest.raises(ValueError, match=r"^ssim: the sizes do not fit$"):
+        _core.ssim(none, small, small, 1.0, 0)
+
+
 # ---- results ----
 
 
@@ -478,6 +580,18 @@ def test_read_only_results_are_refused_and_read_only_inputs_taken(call):
                 call(**{name: array})
         else:
             call(**{name: array})
+
+
+def test_a_copy_of_a_result_is_refused_and_a_copy_of_an_input_taken(call):
+    # what is written into a copy would be lost; numpy tells, by a flag of DLPack 1.0
+    for name, tensor, is_out in tensors(call):
+        if is_out:
+            with pytest.raises(
+                BufferError, match=f"^{call.name}: {name} must not be a copy$"
+            ):
+                call(**{name: Copies(tensor.numpy())})
+        else:
+            call(**{name: Copies(tensor.numpy())})
 
 
 def test_results_that_share_memory_with_an_input_are_refused():
@@ -579,18 +693,6 @@ def test_neighbours_in_memory_are_not_an_overlap():
             ValueError,
             "blur",
         ),
-        (lambda: projector().prepare(images(), 0.0, 0, 0, 3), ValueError, "range"),
-        (lambda: projector().prepare(images(), 1.1, 0, 0, 3), ValueError, "range"),
-        (lambda: projector().prepare(images(), 0.9, 7, 0, 3), ValueError, "range"),
-        (lambda: projector().prepare(images(), 0.9, -1, 0, 3), ValueError, "range"),
-        (lambda: projector().prepare(images(), 0.9, 3, 0, 3), ValueError, "at least 1"),
-        (
-            lambda: projector().prepare(images(), 0.9, 3, -2, 3),
-            ValueError,
-            "at least 1",
-        ),
-        (lambda: projector().prepare(images(), 0.9, 0, 0, 0), ValueError, "range"),
-        (lambda: projector().prepare(images(), 0.9, 0, 0, 4), ValueError, "range"),
         (
             lambda: projector().prepare(images() * torch.nan, 0.9, 0, 0, 3),
             ValueError,
@@ -635,78 +737,313 @@ def test_wrong_other_arguments_are_refused(function, error, message):
         function()
 
 
+OUTSIDE_32 = r"must be in the range 0\.\.4294967295, got "
+OUTSIDE_64 = r"must be in the range 0\.\.18446744073709551615, got "
+
+
 @pytest.mark.parametrize(
-    ("key", "error"),
+    ("key", "error", "message"),
     [
-        ((0, [0], [0], 0), ValueError),
-        ((0, [0, 1], [0], 0), ValueError),
-        ((0, [0, -1], [0, 0], 0), ValueError),
-        ((0, [0, 2**32], [0, 0], 0), ValueError),
-        ((0, [0, 2**70], [0, 0], 0), ValueError),
-        ((0, [0, 1.5], [0, 0], 0), TypeError),
-        ((0, 3, [0, 0], 0), TypeError),
-        ((0, [0, 1], [0, 0]), TypeError),
-        (([], [0, 1], [0, 0], 0), TypeError),
-        ([0, [0, 1], [0, 0], 0], TypeError),
-        (None, TypeError),
+        ((-1, [0, 1], [0, 0], 0), ValueError, f"seed {OUTSIDE_64}-1$"),
+        ((2**64, [0, 1], [0, 0], 0), ValueError, f"seed {OUTSIDE_64}{2**64}$"),
+        ((1.5, [0, 1], [0, 0], 0), TypeError, "seed must be an int, got float$"),
+        (([], [0, 1], [0, 0], 0), TypeError, "seed must be an int, got list$"),
+        ((0, [0, 1], [0, 0], -1), ValueError, f"draw {OUTSIDE_32}-1$"),
+        ((0, [0, 1], [0, 0], 2**32), ValueError, f"draw {OUTSIDE_32}{2**32}$"),
+        ((0, [0, 1], [0, 0], 1.5), TypeError, "draw must be an int, got float$"),
+        ((0, [0], [0, 0], 0), ValueError, "images must name 2 images, got 1$"),
+        ((0, [0, 1], [0], 0), ValueError, "samples must name 2 images, got 1$"),
+        ((0, [0, -1], [0, 0], 0), ValueError, f"images {OUTSIDE_32}-1$"),
+        ((0, [0, 2**32], [0, 0], 0), ValueError, f"images {OUTSIDE_32}{2**32}$"),
+        ((0, [0, 2**70], [0, 0], 0), ValueError, f"images {OUTSIDE_32}{2**70}$"),
+        ((0, [0, 1], [-1, 0], 0), ValueError, f"samples {OUTSIDE_32}-1$"),
+        ((0, [0, 1], [2**70, 0], 0), ValueError, f"samples {OUTSIDE_32}{2**70}$"),
+        ((0, [0, 1.5], [0, 0], 0), TypeError, "images must be an int, got float$"),
+        ((0, 3, [0, 0], 0), TypeError, "images must be a sequence of int, got int$"),
+        ((0, [0, 1], 3, 0), TypeError, "samples must be a sequence of int, got int$"),
+        ((0, [0, 1], [0, 0]), TypeError, r"must be \(seed, images, samples, draw\)$"),
+        ([0, [0, 1], [0, 0], 0], TypeError, "must be a (tuple|tensor) .*, got list$"),
+        (None, TypeError, "must be a (tuple|tensor) .*, got NoneType$"),
     ],
 )
-def test_a_wrong_noise_key_is_refused(key, error):
-    with pytest.raises(error):
+def test_a_wrong_noise_key_is_refused(key, error, message):
+    named = "" if isinstance(key, tuple) and len(key) != 4 else "normal: "
+    with pytest.raises(error, match=f"^{named}noise {message}"):
         _core.normal(torch.empty(2, 8), key)
-    with pytest.raises(error):
-        _core.langevin(
-            images(),
-            per_image(),
-            images(),
-            measured(),
-            operator(),
-            None,
-            key,
-            1,
-            1e-4,
-            1,
-            1,
-        )
+    named = named.replace("normal", "langevin")
+    with pytest.raises(error, match=f"^{named}noise {message}"):
+        langevin(noise=key)
+
+
+def test_the_largest_noise_key_is_taken():
+    key = (2**64 - 1, [2**32 - 1] * 2, [2**32 - 1] * 2, 2**32 - 1)
+    assert _core.normal(torch.empty(2, 8), key) is None
+    assert langevin(noise=key, steps=1) is None
+
+
+def test_the_draws_of_all_steps_fit_32_bits():
+    def key(draw):
+        return (0, [0, 1], [0, 0], draw)
+
+    assert langevin(noise=key(2**32 - 2), steps=2) is None
+    for draw, steps in ((2**32 - 1, 2), (2**32 - 2, 3), (0, 2**62)):
+        with pytest.raises(
+            ValueError,
+            match=f"^langevin: noise draw must leave room for {steps} steps below "
+            rf"2\^32, got {draw}$",
+        ):
+            langevin(noise=key(draw), steps=steps)
+
+
+FOR_TWO = r"langevin: projector must be for 2 images of shape \(2, 6, 6\), got "
+STEP_SIZE = "langevin: eta must be > 0 and finite, got "
 
 
 @pytest.mark.parametrize(
-    ("changes", "error"),
+    ("changes", "error", "message"),
     [
-        ({4: None}, TypeError),
-        ({4: operator("float64")}, TypeError),
-        ({4: operator(shape=(2, 8, 8))}, ValueError),
-        ({5: 3}, TypeError),
-        ({5: projector("float64")}, TypeError),
-        ({5: projector(batch=1)}, ValueError),
-        ({5: projector(shape=(2, 6, 5))}, ValueError),
-        ({5: projector(prepared=False)}, RuntimeError),
-        ({7: 0}, ValueError),
-        ({7: -1}, ValueError),
-        ({8: 0.0}, ValueError),
-        ({8: -1.0}, ValueError),
-        ({8: float("nan")}, ValueError),
-        ({6: randn(3, *SHAPE)}, ValueError),
+        ({"op": None}, TypeError, r"langevin\(\) argument 5 must be .*Op, not None"),
+        ({"op": operator("float64")}, TypeError, "langevin: x must be float64, got"),
+        (
+            {"op": operator(shape=(2, 8, 8))},
+            ValueError,
+            r"langevin: x must have shape \(2, 2, 8, 8\), got \(2, 2, 6, 6\)",
+        ),
+        (
+            {"projector": 3},
+            TypeError,
+            "langevin: projector must be a Projector or None, got int",
+        ),
+        (
+            {"projector": projector("float64")},
+            TypeError,
+            "langevin: projector must be float32 like the operator",
+        ),
+        ({"projector": projector(batch=1)}, ValueError, rf"{FOR_TWO}1 of \(2, 6, 6\)"),
+        (
+            {"projector": projector(shape=(2, 6, 5))},
+            ValueError,
+            rf"{FOR_TWO}2 of \(2, 6, 5\)",
+        ),
+        (
+            {"projector": projector(shape=(1, 6, 6))},
+            ValueError,
+            rf"{FOR_TWO}2 of \(1, 6, 6\)",
+        ),
+        (
+            {"projector": projector(prepared=False)},
+            RuntimeError,
+            "langevin: work was asked for before set-up",
+        ),
+        ({"steps": 0}, ValueError, "langevin: steps must be at least 1, got 0"),
+        ({"steps": -1}, ValueError, "langevin: steps must be at least 1, got -1"),
+        ({"eta": 0.0}, ValueError, f"{STEP_SIZE}0.0"),
+        ({"eta": -1.0}, ValueError, f"{STEP_SIZE}-1.0"),
+        ({"eta": NAN}, ValueError, f"{STEP_SIZE}nan"),
+        ({"eta": INF}, ValueError, f"{STEP_SIZE}inf"),
+        ({"eta": -INF}, ValueError, f"{STEP_SIZE}-inf"),
+        ({"likelihood": NAN}, ValueError, "langevin: likelihood must be finite, got"),
+        ({"likelihood": INF}, ValueError, "langevin: likelihood must be finite, got"),
+        ({"prior": NAN}, ValueError, "langevin: prior must be finite, got nan"),
+        ({"prior": -INF}, ValueError, "langevin: prior must be finite, got -inf"),
+        (
+            {"noise": randn(3, *SHAPE)},
+            ValueError,
+            r"langevin: noise must have shape \(4, 2, 6, 6\), got \(3, 2, 6, 6\)",
+        ),
+        (
+            {"noise": randn(4, *SHAPE), "steps": 2**62},
+            ValueError,
+            rf"langevin: noise must have shape \({2**63}, 2, 6, 6\), got \(4, 2, 6, 6",
+        ),
     ],
 )
-def test_wrong_arguments_of_langevin_are_refused(changes, error):
-    arguments = [
-        images(),
-        per_image(),
-        images(seed=1),
-        measured(),
-        operator(),
-        projector(),
-        KEY,
-        2,
-        1e-4,
-        1.0,
-        1.0,
+def test_wrong_arguments_of_langevin_are_refused(changes, error, message):
+    x = images()
+    with pytest.raises(error, match=f"^{message}"):
+        langevin(x=x, **changes)
+    assert torch.equal(x, images())  # and nothing was done
+
+
+def test_more_recorded_steps_than_can_be_counted_are_refused():
+    # (2^62 + 1) 4 is 4 again in 64 bits, and so the shape of one step would be right
+    steps = 2**62 + 1
+    with pytest.raises(
+        ValueError, match=f"^langevin: {steps} steps of 4 images are too many$"
+    ):
+        langevin(4, noise=randn(4, *SHAPE), steps=steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((0.9, 0, 0, 0), "sides must be in the range 1..3, got 0"),
+        ((0.9, 0, 0, 4), "sides must be in the range 1..3, got 4"),
+        # as 32 bits these are 3, both sides
+        ((0.9, 0, 0, 2**32 + 3), f"sides must be in the range 1..3, got {2**32 + 3}"),
+        ((0.9, 0, 0, 3 - 2**32), f"sides must be in the range 1..3, got {3 - 2**32}"),
+        ((0.9, -1, 0, 3), "rule must be in the range 0..3, got -1"),
+        ((0.9, 4, 0, 3), "rule must be in the range 0..3, got 4"),
+        ((0.9, 2**32, 0, 3), f"rule must be in the range 0..3, got {2**32}"),
+        ((0.9, 0, -1, 3), "fixed_rank must not be negative, got -1"),
+        ((0.9, 3, 0, 3), "fixed_rank must be at least 1, got 0"),
+        ((0.9, 3, -2, 3), "fixed_rank must be at least 1, got -2"),
+        ((0.0, 0, 0, 3), "energy must be in the range (0, 1], got 0.0"),
+        ((1.1, 0, 0, 3), "energy must be in the range (0, 1], got 1.1"),
+        ((INF, 0, 0, 3), "energy must be in the range (0, 1], got inf"),
+        ((NAN, 0, 0, 3), "energy must be in the range (0, 1], got nan"),
+        ((NAN, 1, 0, 3), "energy must be in the range (0, 1], got nan"),
+        ((NAN, 2, 0, 3), "energy must be in the range (0, 1], got nan"),
+    ],
+)
+def test_an_option_of_the_projector_outside_its_range_is_named(options, message):
+    p = projector()
+    ranks = p.ranks
+    with pytest.raises(ValueError, match=f"^prepare: {re.escape(message)}$"):
+        p.prepare(images(), *options)
+    assert p.ranks == ranks  # the factors are the old ones
+
+
+def test_a_fixed_rank_asks_for_no_energy():
+    p = projector()
+    for energy in (NAN, INF, 0.0, -1.0):
+        p.prepare(images(), energy, 3, 2, 3)
+        assert p.ranks == ((2, 2), (2, 2))
+
+
+@pytest.mark.parametrize("form", [-1, 4, 2**32])
+def test_a_form_of_a_blur_outside_its_range_is_named(form):
+    kernel = torch.rand(3, 3, dtype=torch.float64)
+    with pytest.raises(
+        ValueError, match=rf"^blur: form must be in the range 0\.\.3, got {form}$"
+    ):
+        _core.blur("float32", SHAPE, kernel, form)
+
+
+@pytest.mark.parametrize("window", [-1, 2, 2**32])
+def test_a_window_of_ssim_outside_its_range_is_named(window):
+    x, ref = (torch.rand(2, 1, 16, 16) for _ in range(2))
+    with pytest.raises(
+        ValueError, match=rf"^ssim: window must be in the range 0\.\.1, got {window}$"
+    ):
+        _core.ssim(per_image(), x, ref, 1.0, window)
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ((INF, 1.0), "sigma must be > 0 and finite, got inf"),
+        ((INF, INF), "sigma must be > 0 and finite, got inf"),
+        ((NAN, 1.0), "sigma must be > 0 and finite, got nan"),
+        ((-1.0, 0.0), "sigma must be > 0 and finite, got -1.0"),
+        ((2.0, INF), "sigma_next must be >= 0 and finite, got inf"),
+        ((2.0, NAN), "sigma_next must be >= 0 and finite, got nan"),
+        ((2.0, -0.5), "sigma_next must be >= 0 and finite, got -0.5"),
+    ],
+)
+def test_a_noise_level_that_is_no_number_is_named(sigmas, message):
+    x = images()
+    with pytest.raises(ValueError, match=f"^euler_step: {message}$"):
+        _core.euler_step(x, images(seed=1), *sigmas)
+    assert torch.equal(x, images())
+
+
+# ---- sizes ----
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 4, 6), (1, 9, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_resize_by_more_than_16_times_the_longest_side_is_refused(dtype, shape):
+    most = 16 * max(shape[1:])
+    op = _core.resize(dtype, shape, most)
+    assert op.out_shape == (shape[0], 1, 1)
+    y = torch.empty(1, *op.out_shape, dtype=getattr(torch, dtype))
+    op.forward(y, torch.ones(1, *shape, dtype=y.dtype))
+    assert torch.allclose(y, torch.ones_like(y))
+    for factor in (most + 1, 2**62, 2**63 - 1):
+        with pytest.raises(ValueError, match=r"^resize: the sizes do not fit$"):
+            _core.resize(dtype, shape, factor)
+
+
+def test_a_blur_of_an_image_without_memory_is_made_or_refused_at_once():
+    # in a process of its own: what is looked for are hangs and crashes
+    program = """
+import resource
+import sys
+
+import numpy as np
+
+from diffstategrad import _core
+
+if sys.platform.startswith("linux"):
+    resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))
+shape = (1, 2, 2**40)
+for kernel in (np.ones((3, 3)), np.random.default_rng(0).random((3, 4001))):
+    for form in range(4):
+        try:
+            print(_core.blur("float32", shape, kernel, form).out_shape == shape)
+        except (ValueError, MemoryError) as error:
+            print(f"{type(error).__name__}: {error}")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    no_fit = "ValueError: blur: the sizes do not fit"
+    no_option = "ValueError: blur: an option is outside its range"
+    assert done.stdout.splitlines() == [
+        *("True", "True", "True", no_fit),
+        *(no_fit, no_option, "True", no_fit),
     ]
-    for at, value in changes.items():
-        arguments[at] = value
-    with pytest.raises(error, match="langevin"):
-        _core.langevin(*arguments)
+
+
+# ---- objects ----
+
+
+def test_a_projector_that_saw_nan_has_no_ranks():
+    p, grad = projector(), images(seed=1)
+    expected = p.ranks
+    assert expected is not None
+    for bad in (NAN, INF):
+        state = images()
+        state[1, 1, 2, 3] = bad
+        with pytest.raises(
+            ValueError, match=r"^prepare: NaN or Inf where a finite number is needed$"
+        ):
+            p.prepare(state, 0.9, 0, 0, 3)
+        assert p.ranks is None and p.kept is None
+        with pytest.raises(
+            RuntimeError, match=r"^apply: work was asked for before set-up$"
+        ):
+            p.apply(grad)
+        assert torch.equal(grad, images(seed=1))
+        p.prepare(images(), 0.9, 0, 0, 3)
+        assert p.ranks == expected
+
+
+@pytest.mark.parametrize("cls", [_core.Op, _core.Projector])
+def test_the_types_cannot_be_changed(cls):
+    before = dict(vars(cls))
+    for name in ("ranks", "in_shape", "apply", "forward", "other", "__new__"):
+        message = (
+            f"^cannot set '{name}' attribute of immutable type "
+            f"'diffstategrad._core.{cls.__name__}'$"
+        )
+        with pytest.raises(TypeError, match=message):
+            setattr(cls, name, None)
+        with pytest.raises(TypeError, match=message):
+            delattr(cls, name)
+    assert dict(vars(cls)) == before
+
+
+@pytest.mark.parametrize("make", [operator, projector])
+def test_the_objects_take_no_attributes(make):
+    one = make()
+    name = "ranks" if make is projector else "in_shape"
+    with pytest.raises(AttributeError, match="has no attribute 'other'"):
+        one.other = 1
+    with pytest.raises(AttributeError, match=f"'{name}' .* is not writable"):
+        setattr(one, name, None)
 
 
 # ---- lifetime ----
