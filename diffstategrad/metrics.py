@@ -152,12 +152,21 @@ def _unit_range(
         raise TypeError(f"x and ref must have one dtype, got {u.dtype} and {v.dtype}")
     if u[:1].numel() == 0 and len(u):
         raise ValueError(f"images must not be empty, got shape {tuple(u.shape)}")
-    check_finite(u, "x")
-    check_finite(v, "ref")
-    u, v = u.clamp(low, high), v.clamp(low, high)
+    u, v = _clipped(u, "x", low, high), _clipped(v, "ref", low, high)
     if (low, high) != (0, 1):
-        u, v = (t.sub_(low).div_(high - low) for t in (u, v))
+        u, v = (t.sub(low).div_(high - low) for t in (u, v))
     return u, v
+
+
+def _clipped(t: Tensor, name: str, low: float, high: float) -> Tensor:
+    """t within [low, high]; t itself where it is already."""
+    if t.numel() == 0:
+        return t
+    least, most = t.aminmax()
+    if low <= least and most <= high:  # false for NaN
+        return t
+    check_finite(t, name)
+    return t.clamp(low, high)
 
 
 def _per_image(measure: Callable[[Tensor], None], x: Images, u: Tensor) -> Images:

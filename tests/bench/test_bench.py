@@ -186,7 +186,7 @@ def test_gaussian_blur_gradient(table: Table, image: Tensor) -> None:
     A = GaussianBlur(61, std=3.0)
     y = A.measure(image, 0.05)
     x = image + 0.1
-    kernel = torch.from_numpy(A.kernel).float()
+    kernel = torch.from_numpy(A.kernel.copy()).float()
     published = published_blur(kernel, 3)
     careful = careful_separable_blur(kernel[30] / kernel[30].sum(), 3)
     # Sums of 61^2 products on either side, twice; rounding grows like its root.
@@ -227,7 +227,7 @@ def test_motion_blur_gradient(
     A = MotionBlur(61, 0.5, seed=seed)
     y = A.measure(image, 0.05)
     x = image + 0.1
-    kernel = torch.from_numpy(A.kernel).float()
+    kernel = torch.from_numpy(A.kernel.copy()).float()
     published = published_blur(kernel, 3)
     careful = careful_fourier_blur(kernel, 256, 256)
     for theirs in (published, careful):
@@ -322,7 +322,7 @@ def test_langevin_step_with_projection(table: Table, image: Tensor) -> None:
     x0hat = A(image)
     subspace = dsg.StateProjector(energy=ENERGY).factors(x0hat)
     factors = published_factors(x0hat[0], ENERGY)
-    kernel = torch.from_numpy(A.kernel).float()
+    kernel = torch.from_numpy(A.kernel.copy()).float()
     published = published_blur(kernel, 3)
     careful = careful_separable_blur(kernel[30] / kernel[30].sum(), 3)
     handle = A.native((3, 256, 256), torch.float32)
