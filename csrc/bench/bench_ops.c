@@ -10,8 +10,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
+#include "bench.h"
 #include "dsg/blur.h"
 #include "dsg/fft.h"
 #include "dsg/mask.h"
@@ -19,21 +19,6 @@
 #include "dsg/resize.h"
 
 enum { CHANNELS = 3, KERNEL = 61, RUNS = 25 };
-
-static double
-now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int
-ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 static void *
 get(size_t n, size_t size)
