@@ -7,7 +7,7 @@
 #   make lint    ruff, mypy, clang-format
 #   make clean   removes what was built, keeps .venv;  make distclean removes that too
 
-PYTHON ?= python3.11
+PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
 # One thread each for the libraries beside our own: idle workers spin.
