@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prior", default="leaves64", help="bundled name or .safetensors file"
     )
     p.add_argument("--project", action="store_true", help="with the state projector")
+    _add_rank(p)
     p.add_argument("--measured", action="store_true", help="the picture is y itself")
     p.add_argument("--size", type=int, help="cut out and resize to SIZE x SIZE first")
     p.add_argument("--n-samples", type=int, default=1)
@@ -59,12 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", "-o", default="demo", help="folder for the picture")
     p.add_argument("--quick", action="store_true", help="one photograph, few levels")
-    p.add_argument(
-        "--rank",
-        choices=("per_channel", "mean", "official"),
-        default="per_channel",
-        help="the projector's rank rule",
-    )
+    _add_rank(p)
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("train", help="train a prior")
@@ -79,9 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_rank(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rank",
+        choices=("per_channel", "mean", "official"),
+        default="per_channel",
+        help="the projector's rank rule",
+    )
+
+
 def _solve(args: argparse.Namespace) -> None:
     from diffstategrad.config import load_task, method_options
     from diffstategrad.images import check_format, load_image, save_image
+    from diffstategrad.projection import StateProjector
     from diffstategrad.solve import solve
 
     task = load_task(args.task)
@@ -109,7 +115,7 @@ def _solve(args: argparse.Namespace) -> None:
         args.prior,
         args.method,
         sigma=task.sigma,
-        project=args.project,
+        project=StateProjector(rank=args.rank) if args.project else None,
         n_samples=args.n_samples,
         seed=args.seed,
         **options,

@@ -56,7 +56,7 @@ def photograph(name: str, size: int = SIZE) -> Tensor:
         folder = files("skimage.data")
     except ModuleNotFoundError:
         raise ValueError(
-            "the photographs come with scikit-image: pip install 'diffstategrad[demo]'"
+            "the photographs come with scikit-image: pip install scikit-image"
         ) from None
     found = [p for p in folder.iterdir() if p.name.rpartition(".")[0] == name]
     if not found:

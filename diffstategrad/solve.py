@@ -56,7 +56,7 @@ def solve(
     Parameters
     ----------
     y : Tensor or array, shape (B, C, H, W), float32 or float64
-        The measurement.
+        The measurement of images in [-1, 1].
     operator : Operator
     prior : str, path, Prior or callable (x, sigma) -> x0
         Name of a bundled prior, weights, or anything that denoises.
@@ -86,6 +86,9 @@ def solve(
         Show a progress bar; default where somebody can see it.
     **method_options
         Options of the method.
+
+    Options of the method that are not given have its own defaults; the published
+    constants of a task are `diffstategrad.config.method_options(method, task)`.
 
     Returns
     -------

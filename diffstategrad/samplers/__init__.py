@@ -5,7 +5,7 @@ To add one: a file here with its options and its `run`, and its line in `SAMPLER
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from diffstategrad._options import nearest
 from diffstategrad.samplers.base import Level, Problem, Sampler
@@ -37,8 +37,14 @@ def describe(method: str) -> str:
     cls = sampler_class(method)
     lines = [f"{cls.name}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
     for name, field in cls.model_fields.items():
-        lines.append(f"  {name} = {field.default!r}: {field.description}")
-    project = "takes a projector" if cls.projection else "has no measurement gradient"
+        choices = get_args(field.annotation)
+        among = f" (one of {', '.join(map(str, choices))})" if choices else ""
+        lines.append(f"  {name} = {field.default!r}: {field.description}{among}")
+    project = (
+        "takes project=StateProjector(...)"
+        if cls.projection
+        else "has no measurement gradient"
+    )
     return "\n".join([*lines, f"  ({project})"])
 
 
