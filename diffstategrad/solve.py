@@ -153,7 +153,7 @@ def solve(
         "project": projector.spec() if projector else None,
         "sigma": float(sigma),
         "n_samples": n_samples,
-        "seed": seed if isinstance(seed, int) else type(seed).__name__,
+        "seed": _seed_record(seed),
         "dtype": dtype_name(y.dtype),
     }
     check_record(spec)
@@ -307,6 +307,11 @@ def _as_noise(seed: Any, images: list[int], samples: list[int]) -> NoiseSource:
     if hasattr(seed, "normal") and hasattr(seed, "native"):
         return seed
     return CounterNoise(seed, images, samples)
+
+
+def _seed_record(seed: Any) -> int | str:
+    """The number to run it again with, or the kind of source that was given."""
+    return int(seed) if is_int(seed, 0) else type(seed).__name__
 
 
 def _residual_warnings(residual: Tensor) -> list[str]:

@@ -721,3 +721,9 @@ def test_a_noise_source_of_ones_own_is_taken():
     result = solve(y, seed=own)
     assert torch.equal(result.x, solve(y, seed=5).x)
     assert "CounterNoise" in result.spec["seed"]
+
+
+def test_a_seed_of_numpy_is_recorded_as_its_number():
+    result = solve(seed=np.int64(5))
+    assert torch.equal(result.x, solve(seed=5).x)
+    assert result.spec["seed"] == 5 and type(result.spec["seed"]) is int
