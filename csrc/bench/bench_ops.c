@@ -6,13 +6,17 @@
  * of the kernel's support).  GFLOP/s count what the form itself computes: 2 flops a tap
  * and pixel, both ways; FFTs 2.5 n log2 n each, four a channel.
  *
- * The second table is where SPARSE_NS and FFT_NS of blur.c come from. */
+ * The second table times the gradient with respect to the kernel, sums counted as 2
+ * flops whichever way they are computed, and the exact data step of a circular blur.
+ *
+ * The third is where SPARSE_NS and FFT_NS of blur.c come from. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "bench.h"
 #include "dsg/blur.h"
+#include "dsg/data_step.h"
 #include "dsg/fft.h"
 #include "dsg/mask.h"
 #include "dsg/mem.h"
@@ -153,17 +157,35 @@ time_f64(const char *name, const dsg_op_f64 *op, size_t n, double flops)
     dsg_free(x);
 }
 
+static dsg_blur_geometry
+centred(size_t size, dsg_border border)
+{
+    return (dsg_blur_geometry){.kh = size,
+                               .kw = size,
+                               .centre_row = size / 2,
+                               .centre_column = size / 2,
+                               .border = border};
+}
+
 static double
-time_blur(const char *name, const double *kernel, size_t n, dsg_blur_form form,
-          double taps)
+time_border(const char *name, const double *kernel, size_t n, dsg_blur_form form,
+            double taps, dsg_border border)
 {
     dsg_op_f32 *op;
     dsg_shape shape = {.c = CHANNELS, .h = n, .w = n};
-    if (dsg_blur_create_f32(&op, shape, kernel, KERNEL, KERNEL, form) != DSG_OK)
+    dsg_blur_geometry g = centred(KERNEL, border);
+    if (dsg_blur_create_f32(&op, shape, kernel, &g, form) != DSG_OK)
         exit(1);
     double best = time_f32(name, op, n, 4.0 * taps * CHANNELS * (double)(n * n));
     dsg_op_destroy_f32(op);
     return best;
+}
+
+static double
+time_blur(const char *name, const double *kernel, size_t n, dsg_blur_form form,
+          double taps)
+{
+    return time_border(name, kernel, n, form, taps, DSG_BORDER_REFLECT);
 }
 
 static void
@@ -172,7 +194,8 @@ time_blur_f64(const char *name, const double *kernel, size_t n, dsg_blur_form fo
 {
     dsg_op_f64 *op;
     dsg_shape shape = {.c = CHANNELS, .h = n, .w = n};
-    if (dsg_blur_create_f64(&op, shape, kernel, KERNEL, KERNEL, form) != DSG_OK)
+    dsg_blur_geometry g = centred(KERNEL, DSG_BORDER_REFLECT);
+    if (dsg_blur_create_f64(&op, shape, kernel, &g, form) != DSG_OK)
         exit(1);
     time_f64(name, op, n, 4.0 * taps * CHANNELS * (double)(n * n));
     dsg_op_destroy_f64(op);
@@ -194,6 +217,91 @@ time_naive(const double *kernel, size_t n)
            4.0 * 625 * CHANNELS * (double)(n * n), 0.0);
     dsg_free(g);
     dsg_free(x);
+}
+
+static void
+naive_kernel_gradient(float *gradient, const float *x, const float *v, size_t n,
+                      const dsg_blur_geometry *g)
+{
+    for (size_t a = 0; a < g->kh; a++)
+        for (size_t b = 0; b < g->kw; b++) {
+            double sum = 0.0;
+            for (size_t c = 0; c < CHANNELS; c++)
+                for (size_t i = 0; i < n; i++)
+                    for (size_t j = 0; j < n; j++) {
+                        long p = reflect((long)(i + a - g->centre_row), (long)n);
+                        long q = reflect((long)(j + b - g->centre_column), (long)n);
+                        sum += v[(c * n + i) * n + j] *
+                               x[(c * n + (size_t)p) * n + (size_t)q];
+                    }
+            gradient[a * g->kw + b] = (float)sum;
+        }
+}
+
+static void
+time_kernel_gradient(const char *name, size_t n, size_t side, bool naive)
+{
+    dsg_shape shape = {.c = CHANNELS, .h = n, .w = n};
+    dsg_blur_geometry g = centred(side, DSG_BORDER_REFLECT);
+    size_t size = dsg_shape_size(shape);
+    float *x = get(size, sizeof *x), *v = get(size, sizeof *v);
+    float *gradient = get(side * side, sizeof *gradient);
+    double seconds[RUNS];
+    int runs = naive ? 3 : RUNS;
+    for (size_t i = 0; i < size; i++) {
+        x[i] = (float)uniform();
+        v[i] = (float)uniform();
+    }
+    for (int i = -1; i < runs; i++) { /* the first makes the plan */
+        double start = now();
+        if (naive)
+            naive_kernel_gradient(gradient, x, v, n, &g);
+        else if (dsg_blur_kernel_gradient_f32(gradient, x, v, shape, &g) != DSG_OK)
+            exit(1);
+        if (i >= 0)
+            seconds[i] = now() - start;
+    }
+    report(name, n, seconds, runs, 2.0 * (double)(side * side * size),
+           (double)(2 * size + side * side) * sizeof *x);
+    dsg_free(gradient);
+    dsg_free(v);
+    dsg_free(x);
+}
+
+static void
+time_circular_prox(const double *kernel, size_t n)
+{
+    dsg_op_f32 *op;
+    dsg_data_step_f32 *step;
+    dsg_shape shape = {.c = CHANNELS, .h = n, .w = n};
+    dsg_blur_geometry g = centred(KERNEL, DSG_BORDER_CIRCULAR);
+    if (dsg_blur_create_f32(&op, shape, kernel, &g, DSG_BLUR_AUTO) != DSG_OK)
+        exit(1);
+    if (op->class->data_step(op, &step) != DSG_OK || !step)
+        exit(1);
+    size_t size = dsg_shape_size(shape);
+    float *x = get(size, sizeof *x), *v = get(size, sizeof *v);
+    float *y = get(size, sizeof *y);
+    void *ws = get(step->workspace, 1);
+    double seconds[RUNS];
+    for (size_t i = 0; i < size; i++) {
+        v[i] = (float)uniform();
+        y[i] = (float)uniform();
+    }
+    for (int i = 0; i < RUNS; i++) {
+        double start = now();
+        step->class->prox(step, x, v, y, 0.1, ws);
+        seconds[i] = now() - start;
+    }
+    double area = (double)(n * n);
+    report("circular prox f32", n, seconds, RUNS,
+           CHANNELS * 3 * 2.5 * area * log2(area), 3.0 * (double)size * sizeof *x);
+    dsg_free(ws);
+    dsg_free(y);
+    dsg_free(v);
+    dsg_free(x);
+    step->class->destroy(step);
+    dsg_op_destroy_f32(op);
 }
 
 static void
@@ -239,12 +347,27 @@ main(void)
                       50);
         if (n < 512)
             time_naive(smooth, n);
+        time_border("gaussian circular f32", smooth, n, DSG_BLUR_SEPARABLE, 50,
+                    DSG_BORDER_CIRCULAR);
+        time_border("gaussian zero f32", smooth, n, DSG_BLUR_SEPARABLE, 50,
+                    DSG_BORDER_ZERO);
+        time_border("gaussian replicate f32", smooth, n, DSG_BLUR_SEPARABLE, 50,
+                    DSG_BORDER_REPLICATE);
         time_blur("160 taps 61x61 sparse f32", rough, n, DSG_BLUR_SPARSE, 160);
         time_blur("160 taps 61x61 fft f32", rough, n, DSG_BLUR_FFT, fft_taps);
         time_blur("160 taps 61x61 auto f32", rough, n, DSG_BLUR_AUTO, 160);
         time_resize(n);
         time_mask(n);
     }
+
+    printf("\n");
+    time_kernel_gradient("kernel 9x9 f32", 256, 9, false);
+    time_kernel_gradient("kernel 9x9 naive f32", 256, 9, true);
+    time_kernel_gradient("kernel 16x16 f32", 64, 16, false);
+    time_kernel_gradient("kernel 16x16 naive f32", 64, 16, true);
+    time_kernel_gradient("kernel 64x64 f32", 256, 64, false);
+    for (size_t i = 0; i < 3; i++)
+        time_circular_prox(smooth, sizes[i]);
 
     printf("\ncost model of the blur, ns, one channel (blur.c: SPARSE_NS, FFT_NS)\n");
     for (size_t i = 0; i < 3; i++) {

@@ -15,7 +15,7 @@ typedef struct core_state {
     PyObject *numerical_error; /* diffstategrad.NumericalError */
     PyObject *dlpack_kwargs;   /* {"max_version": (1, 0)} */
     PyObject *str_dlpack;      /* "__dlpack__" */
-    PyTypeObject *op_type, *projector_type;
+    PyTypeObject *op_type, *projector_type, *data_step_type;
 } core_state;
 
 /* The one call of a function that exists in both precisions; pointers are void *. */
@@ -32,7 +32,7 @@ PyObject *dsg_none_or_raise(core_state *st, const char *function, dsg_status sta
 
 /* ---- tensor.c ---- */
 
-enum { DSG_MAX_NDIM = 4 };
+enum { DSG_MAX_NDIM = 5 };
 
 typedef enum dsg_dtype {
     DSG_REAL = 0, /* float32 or float64 */
@@ -80,6 +80,7 @@ typedef struct py_op {
     PyObject_HEAD void *op; /* dsg_op_f32 or dsg_op_f64 */
     bool f64;
     dsg_shape in, out;
+    PyObject *parts; /* handles of the operators it is composed of, or NULL */
 } py_op;
 
 /* ---- py_project.c ---- */
@@ -113,9 +114,31 @@ int dsg_expect_int(const char *function, const char *name, Py_ssize_t value,
 int dsg_expect_number(const char *function, const char *name, double value, bool good,
                       const char *expected);
 
+/* ---- noise.c ---- */
+
+/* Normals for a batch: from a key, recorded, or neither. */
+typedef struct dsg_noise_arg {
+    const dsg_noise *noise; /* NULL, or the key below */
+    dsg_noise key;
+    uint32_t *ids; /* owned: images, then samples */
+    dsg_borrow recorded;
+} dsg_noise_arg;
+
+/* A key (seed, images, samples, draw) of b images, with room for `draws` draws in each
+ * of the steps.  -1 with an exception.  Release in either case, as below. */
+int dsg_parse_key(const char *function, PyObject *tuple, size_t b, size_t steps,
+                  size_t draws, dsg_noise_arg *noise);
+/* Such a key, or recorded normals (steps * b, c, h, w). */
+int dsg_parse_noise(core_state *st, const char *function, PyObject *object,
+                    dsg_dtype dtype, dsg_shape shape, size_t b, size_t steps,
+                    size_t draws, dsg_noise_arg *noise);
+void dsg_release_noise(dsg_noise_arg *noise);
+
 /* ---- tables of the other files, gathered by module.c ---- */
 
-extern PyType_Spec dsg_op_spec, dsg_projector_spec;
-extern PyMethodDef dsg_op_functions[], dsg_sampler_functions[], dsg_metric_functions[];
+extern PyType_Spec dsg_op_spec, dsg_projector_spec, dsg_data_step_spec;
+extern PyMethodDef dsg_create_functions[], dsg_sampler_functions[];
+extern PyMethodDef dsg_update_functions[];
+extern PyMethodDef dsg_metric_functions[];
 
 #endif

@@ -94,13 +94,14 @@ core_exec(PyObject *mod)
         !(st->dlpack_kwargs = Py_BuildValue("{s:(ii)}", "max_version", 1, 0)) ||
         !(st->str_dlpack = PyUnicode_InternFromString("__dlpack__")) ||
         !(st->op_type = add_type(mod, &dsg_op_spec, "Op")) ||
-        !(st->projector_type = add_type(mod, &dsg_projector_spec, "Projector")))
+        !(st->projector_type = add_type(mod, &dsg_projector_spec, "Projector")) ||
+        !(st->data_step_type = add_type(mod, &dsg_data_step_spec, "DataStep")))
         return -1;
     if (PyModule_AddObjectRef(mod, "NumericalError", st->numerical_error) < 0 ||
         PyModule_AddStringConstant(mod, "__version__", DSG_VERSION) < 0)
         return -1;
-    PyMethodDef *tables[] = {functions, dsg_op_functions, dsg_sampler_functions,
-                             dsg_metric_functions};
+    PyMethodDef *tables[] = {functions, dsg_create_functions, dsg_sampler_functions,
+                             dsg_update_functions, dsg_metric_functions};
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
         if (PyModule_AddFunctions(mod, tables[i]) < 0)
             return -1;
@@ -116,6 +117,7 @@ core_traverse(PyObject *mod, visitproc visit, void *arg)
     Py_VISIT(st->str_dlpack);
     Py_VISIT(st->op_type);
     Py_VISIT(st->projector_type);
+    Py_VISIT(st->data_step_type);
     return 0;
 }
 
@@ -128,6 +130,7 @@ core_clear(PyObject *mod)
     Py_CLEAR(st->str_dlpack);
     Py_CLEAR(st->op_type);
     Py_CLEAR(st->projector_type);
+    Py_CLEAR(st->data_step_type);
     return 0;
 }
 

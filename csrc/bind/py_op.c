@@ -1,12 +1,6 @@
-/* The operator handle: an opaque object with forward, vjp and residual_gradient, and
- * one create function for each operator of the core. */
+/* The operator handle: an opaque object with forward, its derivatives and the fused
+ * residual gradient. */
 #include "core.h"
-
-#include "dsg/blur.h"
-#include "dsg/mask.h"
-#include "dsg/resize.h"
-
-/* ---- the object ---- */
 
 static void
 op_dealloc(PyObject *self)
@@ -14,6 +8,7 @@ op_dealloc(PyObject *self)
     py_op *o = (py_op *)self;
     PyTypeObject *type = Py_TYPE(self);
     DSG_DISPATCH(o->f64, dsg_op_destroy, o->op);
+    Py_XDECREF(o->parts);
     type->tp_free(self);
     Py_DECREF(type);
 }
@@ -48,6 +43,27 @@ done:
     return result;
 }
 
+/* The point x of a derivative, (b, *in); None leaves x.data NULL, which is for linear
+ * operators alone.  -1 with an exception. */
+static int
+borrow_point(core_state *st, const char *fn, PyObject *object, const py_op *o, size_t b,
+             const dsg_borrow *out, dsg_borrow *x)
+{
+    bool linear = o->f64 ? ((dsg_op_f64 *)o->op)->class->linear
+                         : ((dsg_op_f32 *)o->op)->class->linear;
+    if (object == Py_None && linear)
+        return 0;
+    if (object == Py_None) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s: x must be given, the operator is not linear", fn);
+        return -1;
+    }
+    if (dsg_borrow_in(st, fn, object, "x", o->f64 ? DSG_F64 : DSG_F32, 4, x) < 0 ||
+        dsg_expect_image(fn, x, o->in, b) < 0 || dsg_expect_apart(fn, out, x) < 0)
+        return -1;
+    return 0;
+}
+
 static PyObject *
 op_vjp(PyObject *self, PyObject *args)
 {
@@ -65,11 +81,8 @@ op_vjp(PyObject *self, PyObject *args)
         dsg_borrow_in(st, fn, v_obj, "v", dtype, 4, &v) < 0 ||
         dsg_expect_image(fn, &v, o->out, v.shape[0]) < 0 ||
         dsg_expect_image(fn, &g, o->in, v.shape[0]) < 0 ||
-        dsg_expect_apart(fn, &g, &v) < 0)
-        goto done;
-    if (x_obj != Py_None && (dsg_borrow_in(st, fn, x_obj, "x", dtype, 4, &x) < 0 ||
-                             dsg_expect_image(fn, &x, o->in, v.shape[0]) < 0 ||
-                             dsg_expect_apart(fn, &g, &x) < 0))
+        dsg_expect_apart(fn, &g, &v) < 0 ||
+        borrow_point(st, fn, x_obj, o, v.shape[0], &g, &x) < 0)
         goto done;
 
     dsg_status err;
@@ -127,6 +140,77 @@ done:
 }
 
 static PyObject *
+op_jvp(PyObject *self, PyObject *args)
+{
+    static const char fn[] = "jvp";
+    core_state *st = PyType_GetModuleState(Py_TYPE(self));
+    py_op *o = (py_op *)self;
+    PyObject *t_obj, *x_obj, *w_obj;
+    if (!PyArg_ParseTuple(args, "OOO:jvp", &t_obj, &x_obj, &w_obj))
+        return NULL;
+
+    PyObject *result = NULL;
+    dsg_dtype dtype = o->f64 ? DSG_F64 : DSG_F32;
+    dsg_borrow t = {0}, x = {0}, w = {0};
+    if (dsg_borrow_out(st, fn, t_obj, "out", dtype, 4, &t) < 0 ||
+        dsg_borrow_in(st, fn, w_obj, "w", dtype, 4, &w) < 0 ||
+        dsg_expect_image(fn, &w, o->in, w.shape[0]) < 0 ||
+        dsg_expect_image(fn, &t, o->out, w.shape[0]) < 0 ||
+        dsg_expect_apart(fn, &t, &w) < 0 ||
+        borrow_point(st, fn, x_obj, o, w.shape[0], &t, &x) < 0)
+        goto done;
+
+    dsg_status err;
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(o->f64, dsg_op_jvp_batch, o->op, t.data, x.data, w.data,
+                       w.shape[0]);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
+done:
+    dsg_release(&w);
+    dsg_release(&x);
+    dsg_release(&t);
+    return result;
+}
+
+static PyObject *
+op_curvature(PyObject *self, PyObject *args)
+{
+    static const char fn[] = "curvature";
+    core_state *st = PyType_GetModuleState(Py_TYPE(self));
+    py_op *o = (py_op *)self;
+    PyObject *h_obj, *x_obj, *v_obj, *w_obj;
+    if (!PyArg_ParseTuple(args, "OOOO:curvature", &h_obj, &x_obj, &v_obj, &w_obj))
+        return NULL;
+
+    PyObject *result = NULL;
+    dsg_dtype dtype = o->f64 ? DSG_F64 : DSG_F32;
+    dsg_borrow h = {0}, x = {0}, v = {0}, w = {0};
+    if (dsg_borrow_out(st, fn, h_obj, "out", dtype, 4, &h) < 0 ||
+        dsg_borrow_in(st, fn, v_obj, "v", dtype, 4, &v) < 0 ||
+        dsg_borrow_in(st, fn, w_obj, "w", dtype, 4, &w) < 0 ||
+        dsg_expect_image(fn, &v, o->out, v.shape[0]) < 0 ||
+        dsg_expect_image(fn, &w, o->in, v.shape[0]) < 0 ||
+        dsg_expect_image(fn, &h, o->in, v.shape[0]) < 0 ||
+        dsg_expect_apart(fn, &h, &v) < 0 || dsg_expect_apart(fn, &h, &w) < 0 ||
+        borrow_point(st, fn, x_obj, o, v.shape[0], &h, &x) < 0)
+        goto done;
+
+    dsg_status err;
+    Py_BEGIN_ALLOW_THREADS
+    err = DSG_DISPATCH(o->f64, dsg_op_curvature_batch, o->op, h.data, x.data, v.data,
+                       w.data, v.shape[0]);
+    Py_END_ALLOW_THREADS
+    result = dsg_none_or_raise(st, fn, err);
+done:
+    dsg_release(&w);
+    dsg_release(&v);
+    dsg_release(&x);
+    dsg_release(&h);
+    return result;
+}
+
+static PyObject *
 op_get_in_shape(PyObject *self, void *closure)
 {
     (void)closure;
@@ -152,6 +236,13 @@ static PyMethodDef op_methods[] = {
     {"residual_gradient", op_residual_gradient, METH_VARARGS,
      "residual_gradient($self, out, sqnorm, x, y, /)\n--\n\n"
      "out = J(x)^T (A(x) - y) and sqnorm (b,) float64 = ||A(x) - y||^2 per image."},
+    {"jvp", op_jvp, METH_VARARGS,
+     "jvp($self, out, x, w, /)\n--\n\n"
+     "out (b, *out_shape) = J(x) w, w (b, *in_shape); x may be None for a linear "
+     "operator."},
+    {"curvature", op_curvature, METH_VARARGS,
+     "curvature($self, out, x, v, w, /)\n--\n\n"
+     "out (b, *in_shape) = the gradient of <J(x)^T v, w> with respect to x."},
     {0},
 };
 
@@ -175,129 +266,4 @@ PyType_Spec dsg_op_spec = {
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |
              Py_TPFLAGS_IMMUTABLETYPE,
     .slots = op_slots,
-};
-
-/* Wraps what a create function made.  Takes `op` over, also on failure. */
-static PyObject *
-wrap(core_state *st, const char *fn, dsg_status err, void *op, bool f64)
-{
-    if (err != DSG_OK)
-        return dsg_raise(st, fn, err);
-    py_op *self = PyObject_New(py_op, st->op_type);
-    if (!self) {
-        DSG_DISPATCH(f64, dsg_op_destroy, op);
-        return NULL;
-    }
-    self->op = op;
-    self->f64 = f64;
-    self->in = f64 ? ((dsg_op_f64 *)op)->in : ((dsg_op_f32 *)op)->in;
-    self->out = f64 ? ((dsg_op_f64 *)op)->out : ((dsg_op_f32 *)op)->out;
-    return (PyObject *)self;
-}
-
-/* ---- one create function for each operator ---- */
-
-static PyObject *
-py_mask(PyObject *mod, PyObject *args)
-{
-    static const char fn[] = "mask";
-    core_state *st = PyModule_GetState(mod);
-    const char *dtype;
-    PyObject *shape_obj, *mask_obj;
-    bool f64;
-    dsg_shape shape;
-    if (!PyArg_ParseTuple(args, "sO!O:mask", &dtype, &PyTuple_Type, &shape_obj,
-                          &mask_obj) ||
-        dsg_parse_precision(fn, dtype, &f64) < 0 ||
-        dsg_parse_shape(fn, shape_obj, &shape) < 0)
-        return NULL;
-
-    PyObject *result = NULL;
-    dsg_borrow mask = {0};
-    if (dsg_borrow_in(st, fn, mask_obj, "mask", DSG_U8, 3, &mask) < 0)
-        goto done;
-    size_t expected[3] = {mask.shape[0] == 1 ? 1 : shape.c, shape.h, shape.w};
-    if (dsg_expect_shape(fn, &mask, 3, expected) < 0)
-        goto done;
-
-    void *op = NULL;
-    dsg_status err =
-        f64 ? dsg_mask_create_f64((dsg_op_f64 **)&op, shape, mask.data, mask.shape[0])
-            : dsg_mask_create_f32((dsg_op_f32 **)&op, shape, mask.data, mask.shape[0]);
-    result = wrap(st, fn, err, op, f64);
-done:
-    dsg_release(&mask);
-    return result;
-}
-
-static PyObject *
-py_blur(PyObject *mod, PyObject *args)
-{
-    static const char fn[] = "blur";
-    core_state *st = PyModule_GetState(mod);
-    const char *dtype;
-    PyObject *shape_obj, *kernel_obj;
-    Py_ssize_t form = DSG_BLUR_AUTO;
-    bool f64;
-    dsg_shape shape;
-    if (!PyArg_ParseTuple(args, "sO!O|n:blur", &dtype, &PyTuple_Type, &shape_obj,
-                          &kernel_obj, &form) ||
-        dsg_parse_precision(fn, dtype, &f64) < 0 ||
-        dsg_parse_shape(fn, shape_obj, &shape) < 0 ||
-        dsg_expect_int(fn, "form", form, DSG_BLUR_AUTO, DSG_BLUR_FFT) < 0)
-        return NULL;
-
-    PyObject *result = NULL;
-    dsg_borrow k = {0};
-    if (dsg_borrow_in(st, fn, kernel_obj, "kernel", DSG_F64, 2, &k) < 0)
-        goto done;
-
-    void *op = NULL;
-    dsg_status err = f64 ? dsg_blur_create_f64((dsg_op_f64 **)&op, shape, k.data,
-                                               k.shape[0], k.shape[1], form)
-                         : dsg_blur_create_f32((dsg_op_f32 **)&op, shape, k.data,
-                                               k.shape[0], k.shape[1], form);
-    result = wrap(st, fn, err, op, f64);
-done:
-    dsg_release(&k);
-    return result;
-}
-
-static PyObject *
-py_resize(PyObject *mod, PyObject *args)
-{
-    static const char fn[] = "resize";
-    core_state *st = PyModule_GetState(mod);
-    const char *dtype;
-    PyObject *shape_obj;
-    Py_ssize_t factor;
-    bool f64;
-    dsg_shape shape;
-    if (!PyArg_ParseTuple(args, "sO!n:resize", &dtype, &PyTuple_Type, &shape_obj,
-                          &factor) ||
-        dsg_parse_precision(fn, dtype, &f64) < 0 ||
-        dsg_parse_shape(fn, shape_obj, &shape) < 0 ||
-        dsg_expect_int(fn, "factor", factor, 1, PY_SSIZE_T_MAX) < 0)
-        return NULL;
-
-    void *op = NULL;
-    dsg_status err =
-        f64 ? dsg_resize_create_f64((dsg_op_f64 **)&op, shape, (size_t)factor)
-            : dsg_resize_create_f32((dsg_op_f32 **)&op, shape, (size_t)factor);
-    return wrap(st, fn, err, op, f64);
-}
-
-PyMethodDef dsg_op_functions[] = {
-    {"mask", py_mask, METH_VARARGS,
-     "mask(dtype, shape, mask, /)\n--\n\n"
-     "Inpainting operator on images of shape (c, h, w); mask (1 or c, h, w) of 0 and "
-     "1, uint8."},
-    {"blur", py_blur, METH_VARARGS,
-     "blur(dtype, shape, kernel, form=0, /)\n--\n\n"
-     "Reflected correlation with a float64 kernel (kh, kw); form 0 automatic, "
-     "1 separable, 2 sparse, 3 FFT."},
-    {"resize", py_resize, METH_VARARGS,
-     "resize(dtype, shape, factor, /)\n--\n\n"
-     "Bicubic antialiased downsampling; factor at most 16 max(h, w)."},
-    {0},
 };

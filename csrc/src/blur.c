@@ -3,41 +3,71 @@
 #include <math.h>
 #include <string.h>
 
+#include "border.h"
+#include "circular.h"
 #include "dsg/fft.h"
 #include "dsg/mem.h"
+#include "dsg/separable.h"
 #include "shape.h"
 
 /* Outputs are computed in tiles of ROWS x LANES that stay in registers over all taps:
  * eight 64-byte vectors of float. */
 enum { ROWS = 8, LANES = 16 };
 
-/* The part of the kernel that is not zero, always with the centre: entry (a, b) of it
- * multiplies x[i + a - top, j + b - left]. */
+/* The part of the kernel that is not zero, always with the centre. */
 typedef struct support {
     size_t first_row, first_column; /* in the kernel */
-    size_t top, bottom, left, right;
+    size_t h, w;
 } support;
 
 static support
-find_support(const double *kernel, size_t kh, size_t kw)
+find_support(const double *kernel, const dsg_blur_geometry *g)
 {
-    size_t centre_row = kh / 2, centre_column = kw / 2;
-    size_t a0 = centre_row, a1 = centre_row, b0 = centre_column, b1 = centre_column;
-    for (size_t a = 0; a < kh; a++)
-        for (size_t b = 0; b < kw; b++) {
-            if (kernel[a * kw + b] == 0.0)
+    size_t a0 = g->centre_row, a1 = a0, b0 = g->centre_column, b1 = b0;
+    for (size_t a = 0; a < g->kh; a++)
+        for (size_t b = 0; b < g->kw; b++) {
+            if (kernel[a * g->kw + b] == 0.0)
                 continue;
             a0 = a < a0 ? a : a0;
             a1 = a > a1 ? a : a1;
             b0 = b < b0 ? b : b0;
             b1 = b > b1 ? b : b1;
         }
-    return (support){.first_row = a0,
-                     .first_column = b0,
-                     .top = centre_row - a0,
-                     .bottom = a1 - centre_row,
-                     .left = centre_column - b0,
-                     .right = b1 - centre_column};
+    return (support){
+        .first_row = a0, .first_column = b0, .h = a1 - a0 + 1, .w = b1 - b0 + 1};
+}
+
+static dsg_shape
+blurred_shape(dsg_shape s, const dsg_blur_geometry *g)
+{
+    return (dsg_shape){.c = s.c, .h = s.h + g->grow_h, .w = s.w + g->grow_w};
+}
+
+/* What create and the kernel's gradient ask of their arguments; `size` of a real. */
+static dsg_status
+check_geometry(dsg_shape s, const dsg_blur_geometry *g, size_t size)
+{
+    size_t n;
+    if (!dsg_shape_valid(s, size) || g->kh == 0 || g->kw == 0)
+        return DSG_ESHAPE;
+    if (!dsg_mul(g->kh, g->kw, &n) || n > PTRDIFF_MAX / sizeof(double))
+        return DSG_ESHAPE;
+    if (g->centre_row >= g->kh || g->centre_column >= g->kw)
+        return DSG_ESHAPE;
+    if (g->grow_h > g->kh || g->grow_w > g->kw)
+        return DSG_ESHAPE;
+    if (!dsg_shape_valid(blurred_shape(s, g), size))
+        return DSG_ESHAPE;
+    if (g->border < DSG_BORDER_REFLECT || g->border > DSG_BORDER_REPLICATE)
+        return DSG_EVALUE;
+    if (g->border == DSG_BORDER_REFLECT) {
+        size_t bottom = g->kh - 1 - g->centre_row + g->grow_h;
+        size_t right = g->kw - 1 - g->centre_column + g->grow_w;
+        if (g->centre_row >= s.h || bottom >= s.h || g->centre_column >= s.w ||
+            right >= s.w)
+            return DSG_ESHAPE;
+    }
+    return DSG_OK;
 }
 
 /* The row and the column through the largest entry span the only rank-one kernel it
@@ -83,12 +113,11 @@ count_taps(const double *kernel, size_t n)
 #define SPARSE_NS 0.025 /* per tap and output pixel */
 #define FFT_NS 0.45     /* per grid point and log2 of the grid, four transforms */
 
+/* h, w: of the padded image. */
 static double
-sparse_cost(dsg_shape s, const support *k, size_t taps)
+sparse_cost(dsg_shape out, size_t h, size_t w, size_t taps)
 {
-    double inner = (double)s.h * s.w;
-    double outer = (double)(s.h + k->top + k->bottom) * (s.w + k->left + k->right);
-    return SPARSE_NS * taps * (inner + outer);
+    return SPARSE_NS * (double)taps * ((double)out.h * out.w + (double)h * w);
 }
 
 /* Grid sides are multiples of 8: FFTW's real transforms of odd length are slow. */
@@ -99,10 +128,9 @@ grid_side(size_t n)
 }
 
 static double
-fft_cost(dsg_shape s, const support *k)
+fft_cost(size_t h, size_t w)
 {
-    double grid = (double)grid_side(s.h + k->top + k->bottom) *
-                  (double)grid_side(s.w + k->left + k->right);
+    double grid = (double)grid_side(h) * (double)grid_side(w);
     return FFT_NS * grid * log2(grid);
 }
 
@@ -112,11 +140,22 @@ round_up(size_t n, size_t to)
     return (n + to - 1) / to * to;
 }
 
+/* For rows of w entries: an odd number of tiles keeps rows off each other's cache
+ * sets. */
+static size_t
+row_stride(size_t w)
+{
+    size_t tiles = round_up(w, LANES) / LANES;
+    return LANES * (tiles | 1);
+}
+
 #define DSG_PRECISION 32
 #include "dsg/precision.h"
 #include "blur.inc.h"
+#include "blur_gradient.inc.h"
 #undef DSG_PRECISION
 #define DSG_PRECISION 64
 #include "dsg/precision.h"
 #include "blur.inc.h"
+#include "blur_gradient.inc.h"
 #undef DSG_PRECISION

@@ -19,7 +19,9 @@ typedef struct DSG_NAME(taps) {
 typedef struct DSG_NAME(blur) {
     DSG_NAME(dsg_op) op;
     dsg_blur_form form;
+    dsg_border border;
     support k;
+    extension rows, columns; /* rows->n + both pads = out.h + k.h - 1, and so across */
     size_t ld, buffer; /* row stride and size of each of the two buffers, in elements */
 
     /* separable: down the columns, then across the rows; sparse: only down, holding
@@ -31,73 +33,6 @@ typedef struct DSG_NAME(blur) {
     size_t fft_h, fft_w;
     dsg_real *transfer; /* transform of the kernel over fft_h * fft_w */
 } DSG_NAME(blur);
-
-/* ---- images and their borders ---- */
-
-static void DSG_NAME(copy_plane)(dsg_real *restrict out, size_t ld_out,
-                                 const dsg_real *restrict in, size_t ld_in, size_t h,
-                                 size_t w)
-{
-    for (size_t i = 0; i < h; i++)
-        memcpy(out + i * ld_out, in + i * ld_in, w * sizeof *out);
-}
-
-static void DSG_NAME(zero_plane)(dsg_real *out, size_t ld, size_t h, size_t w)
-{
-    for (size_t i = 0; i < h; i++)
-        memset(out + i * ld, 0, w * sizeof *out);
-}
-
-/* p has top + h + bottom rows, of which the h middle ones are set: fills the others by
- * reflection.  top, bottom < h. */
-static void DSG_NAME(pad_rows)(dsg_real *p, size_t ld, size_t h, size_t w, size_t top,
-                               size_t bottom)
-{
-    dsg_real *first = p + top * ld, *last = p + (top + h - 1) * ld;
-    for (size_t i = 1; i <= top; i++)
-        memcpy(first - i * ld, first + i * ld, w * sizeof *p);
-    for (size_t i = 1; i <= bottom; i++)
-        memcpy(last + i * ld, last - i * ld, w * sizeof *p);
-}
-
-/* The same across: each of the h rows has left + w + right entries. */
-static void DSG_NAME(pad_columns)(dsg_real *p, size_t ld, size_t h, size_t w,
-                                  size_t left, size_t right)
-{
-    for (size_t i = 0; i < h; i++) {
-        dsg_real *first = p + i * ld + left, *last = first + w - 1;
-        for (size_t j = 1; j <= left; j++)
-            *(first - j) = first[j];
-        for (size_t j = 1; j <= right; j++)
-            last[j] = *(last - j);
-    }
-}
-
-/* The adjoint of pad_rows: adds every padding row to the row it was copied from. */
-static void DSG_NAME(fold_rows)(dsg_real *p, size_t ld, size_t h, size_t w, size_t top,
-                                size_t bottom)
-{
-    dsg_real *first = p + top * ld, *last = p + (top + h - 1) * ld;
-    for (size_t i = 1; i <= top; i++)
-        for (size_t j = 0; j < w; j++)
-            first[i * ld + j] += *(first - i * ld + j);
-    for (size_t i = 1; i <= bottom; i++)
-        for (size_t j = 0; j < w; j++)
-            *(last - i * ld + j) += last[i * ld + j];
-}
-
-/* The adjoint of pad_columns. */
-static void DSG_NAME(fold_columns)(dsg_real *p, size_t ld, size_t h, size_t w,
-                                   size_t left, size_t right)
-{
-    for (size_t i = 0; i < h; i++) {
-        dsg_real *first = p + i * ld + left, *last = first + w - 1;
-        for (size_t j = 1; j <= left; j++)
-            first[j] += *(first - j);
-        for (size_t j = 1; j <= right; j++)
-            *(last - j) += last[j];
-    }
-}
 
 /* ---- direct correlation ---- */
 
@@ -153,15 +88,16 @@ static void DSG_NAME(separable_forward)(const DSG_NAME(dsg_op) *op,
                                         const dsg_real *restrict x, void *ws)
 {
     const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
-    const support *k = &b->k;
-    size_t h = op->in.h, w = op->in.w, ld = b->ld;
+    const extension *rows = &b->rows, *columns = &b->columns;
+    dsg_shape in = op->in, out = op->out;
+    size_t ld = b->ld;
     dsg_real *p = ws, *q = p + b->buffer;
-    for (size_t c = 0; c < op->in.c; c++, x += h * w, y += h * w) {
-        DSG_NAME(copy_plane)(p + k->top * ld, ld, x, w, h, w);
-        DSG_NAME(pad_rows)(p, ld, h, w, k->top, k->bottom);
-        DSG_NAME(correlate)(q + k->left, ld, h, w, p, ld, &b->down);
-        DSG_NAME(pad_columns)(q, ld, h, w, k->left, k->right);
-        DSG_NAME(correlate)(y, w, h, w, q, ld, &b->across);
+    for (size_t c = 0; c < in.c; c++, x += in.h * in.w, y += out.h * out.w) {
+        DSG_NAME(copy_plane)(p + rows->before * ld, ld, x, in.w, in.h, in.w);
+        DSG_NAME(pad_rows)(p, ld, rows, in.w);
+        DSG_NAME(correlate)(q + columns->before, ld, out.h, in.w, p, ld, &b->down);
+        DSG_NAME(pad_columns)(q, ld, out.h, columns);
+        DSG_NAME(correlate)(y, out.w, out.h, out.w, q, ld, &b->across);
     }
 }
 
@@ -170,24 +106,26 @@ static void DSG_NAME(separable_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restri
                                     const dsg_real *restrict v, void *ws)
 {
     const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
-    const support *k = &b->k;
-    size_t h = op->in.h, w = op->in.w, ld = b->ld;
-    size_t height = k->top + k->bottom, width = k->left + k->right;
+    const extension *rows = &b->rows, *columns = &b->columns;
+    dsg_shape in = op->in, out = op->out;
+    size_t ld = b->ld, height = b->k.h - 1, width = b->k.w - 1;
     dsg_real *p = ws, *q = p + b->buffer;
     (void)x;
-    for (size_t c = 0; c < op->in.c; c++, v += h * w, g += h * w) {
-        DSG_NAME(zero_plane)(p, ld, height, w);
-        DSG_NAME(copy_plane)(p + height * ld, ld, v, w, h, w);
-        DSG_NAME(zero_plane)(p + (height + h) * ld, ld, height, w);
-        DSG_NAME(correlate)(q + width, ld, h + height, w, p, ld, &b->down_adjoint);
-        DSG_NAME(fold_rows)(q + width, ld, h, w, k->top, k->bottom);
+    for (size_t c = 0; c < in.c; c++, v += out.h * out.w, g += in.h * in.w) {
+        DSG_NAME(zero_plane)(p, ld, height, out.w);
+        DSG_NAME(copy_plane)(p + height * ld, ld, v, out.w, out.h, out.w);
+        DSG_NAME(zero_plane)(p + (height + out.h) * ld, ld, height, out.w);
+        DSG_NAME(correlate)
+        (q + width, ld, extended(rows), out.w, p, ld, &b->down_adjoint);
+        DSG_NAME(fold_rows)(q + width, ld, rows, out.w);
 
-        dsg_real *middle = q + k->top * ld;
-        DSG_NAME(zero_plane)(middle, ld, h, width);
-        DSG_NAME(zero_plane)(middle + width + w, ld, h, width);
-        DSG_NAME(correlate)(p, ld, h, w + width, middle, ld, &b->across_adjoint);
-        DSG_NAME(fold_columns)(p, ld, h, w, k->left, k->right);
-        DSG_NAME(copy_plane)(g, w, p + k->left, ld, h, w);
+        dsg_real *middle = q + rows->before * ld;
+        DSG_NAME(zero_plane)(middle, ld, in.h, width);
+        DSG_NAME(zero_plane)(middle + width + out.w, ld, in.h, width);
+        DSG_NAME(correlate)
+        (p, ld, in.h, extended(columns), middle, ld, &b->across_adjoint);
+        DSG_NAME(fold_columns)(p, ld, in.h, columns);
+        DSG_NAME(copy_plane)(g, in.w, p + columns->before, ld, in.h, in.w);
     }
 }
 
@@ -197,15 +135,11 @@ static void DSG_NAME(sparse_forward)(const DSG_NAME(dsg_op) *op, dsg_real *restr
                                      const dsg_real *restrict x, void *ws)
 {
     const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
-    const support *k = &b->k;
-    size_t h = op->in.h, w = op->in.w, ld = b->ld;
+    dsg_shape in = op->in, out = op->out;
     dsg_real *p = ws;
-    for (size_t c = 0; c < op->in.c; c++, x += h * w, y += h * w) {
-        dsg_real *middle = p + k->top * ld;
-        DSG_NAME(copy_plane)(middle + k->left, ld, x, w, h, w);
-        DSG_NAME(pad_columns)(middle, ld, h, w, k->left, k->right);
-        DSG_NAME(pad_rows)(p, ld, h, k->left + w + k->right, k->top, k->bottom);
-        DSG_NAME(correlate)(y, w, h, w, p, ld, &b->down);
+    for (size_t c = 0; c < in.c; c++, x += in.h * in.w, y += out.h * out.w) {
+        DSG_NAME(pad_image)(p, b->ld, x, &b->rows, &b->columns);
+        DSG_NAME(correlate)(y, out.w, out.h, out.w, p, b->ld, &b->down);
     }
 }
 
@@ -214,19 +148,16 @@ static void DSG_NAME(sparse_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict 
                                  void *ws)
 {
     const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
-    const support *k = &b->k;
-    size_t h = op->in.h, w = op->in.w, ld = b->ld;
-    size_t height = k->top + k->bottom, width = k->left + k->right;
+    dsg_shape in = op->in, out = op->out;
+    size_t ld = b->ld, height = b->k.h - 1, width = b->k.w - 1;
     dsg_real *p = ws, *q = p + b->buffer;
     (void)x;
-    DSG_NAME(zero_plane)(p, ld, h + 2 * height, w + 2 * width);
-    for (size_t c = 0; c < op->in.c; c++, v += h * w, g += h * w) {
-        DSG_NAME(copy_plane)(p + height * ld + width, ld, v, w, h, w);
+    DSG_NAME(zero_plane)(p, ld, out.h + 2 * height, out.w + 2 * width);
+    for (size_t c = 0; c < in.c; c++, v += out.h * out.w, g += in.h * in.w) {
+        DSG_NAME(copy_plane)(p + height * ld + width, ld, v, out.w, out.h, out.w);
         DSG_NAME(correlate)
-        (q, ld, h + height, w + width, p, ld, &b->down_adjoint);
-        DSG_NAME(fold_rows)(q, ld, h, w + width, k->top, k->bottom);
-        DSG_NAME(fold_columns)(q + k->top * ld, ld, h, w, k->left, k->right);
-        DSG_NAME(copy_plane)(g, w, q + k->top * ld + k->left, ld, h, w);
+        (q, ld, extended(&b->rows), extended(&b->columns), p, ld, &b->down_adjoint);
+        DSG_NAME(fold_image)(g, q, ld, &b->rows, &b->columns);
     }
 }
 
@@ -245,6 +176,14 @@ DSG_CLONES static void DSG_NAME(multiply)(dsg_real *restrict a,
     }
 }
 
+/* Zeroes what an image (h, w) in its corner leaves of a grid. */
+static void DSG_NAME(zero_rest)(dsg_real *grid, size_t fft_h, size_t fft_w, size_t h,
+                                size_t w)
+{
+    DSG_NAME(zero_plane)(grid + w, fft_w, h, fft_w - w);
+    DSG_NAME(zero_plane)(grid + h * fft_w, fft_w, fft_h - h, fft_w);
+}
+
 static void DSG_NAME(convolve_grid)(const DSG_NAME(blur) *b, dsg_real *grid,
                                     dsg_real sign)
 {
@@ -258,20 +197,16 @@ static void DSG_NAME(fft_forward)(const DSG_NAME(dsg_op) *op, dsg_real *restrict
                                   const dsg_real *restrict x, void *ws)
 {
     const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
-    const support *k = &b->k;
-    size_t h = op->in.h, w = op->in.w, ld = b->fft_w;
-    size_t height = h + k->top + k->bottom, width = w + k->left + k->right;
+    dsg_shape in = op->in, out = op->out;
+    size_t height = extended(&b->rows), width = extended(&b->columns);
     dsg_real *p = ws;
-    for (size_t c = 0; c < op->in.c; c++, x += h * w, y += h * w) {
-        dsg_real *middle = p + k->top * ld;
-        DSG_NAME(copy_plane)(middle + k->left, ld, x, w, h, w);
-        DSG_NAME(pad_columns)(middle, ld, h, w, k->left, k->right);
-        DSG_NAME(pad_rows)(p, ld, h, width, k->top, k->bottom);
-        DSG_NAME(zero_plane)(p + width, ld, height, ld - width);
-        DSG_NAME(zero_plane)(p + height * ld, ld, b->fft_h - height, ld);
-        /* outputs i < h meet inputs i + a < height <= fft_h: nothing wraps around */
+    for (size_t c = 0; c < in.c; c++, x += in.h * in.w, y += out.h * out.w) {
+        DSG_NAME(pad_image)(p, b->fft_w, x, &b->rows, &b->columns);
+        DSG_NAME(zero_rest)(p, b->fft_h, b->fft_w, height, width);
+        /* outputs i < out.h meet inputs i + a < height <= fft_h: nothing wraps around
+         */
         DSG_NAME(convolve_grid)(b, p, -1);
-        DSG_NAME(copy_plane)(y, w, p, ld, h, w);
+        DSG_NAME(copy_plane)(y, out.w, p, b->fft_w, out.h, out.w);
     }
 }
 
@@ -280,19 +215,70 @@ static void DSG_NAME(fft_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict g,
                               void *ws)
 {
     const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
-    const support *k = &b->k;
-    size_t h = op->in.h, w = op->in.w, ld = b->fft_w;
+    dsg_shape in = op->in, out = op->out;
     dsg_real *p = ws;
     (void)x;
-    for (size_t c = 0; c < op->in.c; c++, v += h * w, g += h * w) {
-        DSG_NAME(copy_plane)(p, ld, v, w, h, w);
-        DSG_NAME(zero_plane)(p + w, ld, h, ld - w);
-        DSG_NAME(zero_plane)(p + h * ld, ld, b->fft_h - h, ld);
+    for (size_t c = 0; c < in.c; c++, v += out.h * out.w, g += in.h * in.w) {
+        DSG_NAME(copy_plane)(p, b->fft_w, v, out.w, out.h, out.w);
+        DSG_NAME(zero_rest)(p, b->fft_h, b->fft_w, out.h, out.w);
         DSG_NAME(convolve_grid)(b, p, 1);
-        DSG_NAME(fold_rows)(p, ld, h, k->left + w + k->right, k->top, k->bottom);
-        DSG_NAME(fold_columns)(p + k->top * ld, ld, h, w, k->left, k->right);
-        DSG_NAME(copy_plane)(g, w, p + k->top * ld + k->left, ld, h, w);
+        DSG_NAME(fold_image)(g, p, b->fft_w, &b->rows, &b->columns);
     }
+}
+
+/* ---- data step ---- */
+
+/* The matrix (h, e->n) of a correlation along one axis of which tap t lies
+ * offset[t] / stride places behind the first. */
+static double *DSG_NAME(axis_matrix)(const DSG_NAME(taps) *taps, size_t stride,
+                                     const extension *e, size_t h, dsg_border border)
+{
+    double *m = dsg_calloc(h * e->n, sizeof *m);
+    for (size_t i = 0; m && i < h; i++)
+        for (size_t t = 0; t < taps->n; t++) {
+            size_t place = i + taps->offset[t] / stride;
+            size_t j =
+                border_index((ptrdiff_t)place - (ptrdiff_t)e->before, e->n, border);
+            if (j != DSG_OUTSIDE)
+                m[i * e->n + j] += taps->weight[t];
+        }
+    return m;
+}
+
+static dsg_status DSG_NAME(separable_step)(DSG_NAME(dsg_data_step) **step,
+                                           const DSG_NAME(blur) *b)
+{
+    dsg_status err = DSG_ENOMEM;
+    double *t = NULL;
+    double *r =
+        DSG_NAME(axis_matrix)(&b->down, b->ld, &b->rows, b->op.out.h, b->border);
+    if (!r)
+        goto done;
+    t = DSG_NAME(axis_matrix)(&b->across, 1, &b->columns, b->op.out.w, b->border);
+    if (!t)
+        goto done;
+    err = DSG_NAME(dsg_separable_create)(step, &b->op, b->op.in.c, b->op.out.h,
+                                         b->op.in.h, b->op.out.w, b->op.in.w, r, t);
+done:
+    dsg_free(t);
+    dsg_free(r);
+    return err;
+}
+
+/* *step = NULL where there is no closed form. */
+static dsg_status DSG_NAME(blur_data_step)(const DSG_NAME(dsg_op) *op,
+                                           DSG_NAME(dsg_data_step) **step)
+{
+    const DSG_NAME(blur) *b = (const DSG_NAME(blur) *)op;
+    dsg_shape in = op->in, out = op->out;
+    *step = NULL;
+    if (b->border == DSG_BORDER_CIRCULAR && out.h == in.h && out.w == in.w)
+        return DSG_NAME(dsg_circular_create)(step, op);
+    /* y is no smaller than x; said here too so as not to make the matrices */
+    bool small = in.h <= DSG_SEPARABLE_MOST && in.w <= DSG_SEPARABLE_MOST;
+    if (b->form == DSG_BLUR_SEPARABLE && small)
+        return DSG_NAME(separable_step)(step, b);
+    return DSG_OK;
 }
 
 /* ---- set-up ---- */
@@ -311,6 +297,8 @@ static void DSG_NAME(blur_destroy)(DSG_NAME(dsg_op) *op)
     DSG_NAME(free_taps)(&b->across);
     DSG_NAME(free_taps)(&b->across_adjoint);
     dsg_free(b->transfer);
+    dsg_free(b->rows.source);
+    dsg_free(b->columns.source);
     dsg_free(b);
 }
 
@@ -318,6 +306,7 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(separable_class) = {
     .linear = true,
     .forward = DSG_NAME(separable_forward),
     .vjp = DSG_NAME(separable_vjp),
+    .data_step = DSG_NAME(blur_data_step),
     .destroy = DSG_NAME(blur_destroy),
 };
 
@@ -325,6 +314,7 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(sparse_class) = {
     .linear = true,
     .forward = DSG_NAME(sparse_forward),
     .vjp = DSG_NAME(sparse_vjp),
+    .data_step = DSG_NAME(blur_data_step),
     .destroy = DSG_NAME(blur_destroy),
 };
 
@@ -332,6 +322,7 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(fft_class) = {
     .linear = true,
     .forward = DSG_NAME(fft_forward),
     .vjp = DSG_NAME(fft_vjp),
+    .data_step = DSG_NAME(blur_data_step),
     .destroy = DSG_NAME(blur_destroy),
 };
 
@@ -371,14 +362,11 @@ static dsg_status DSG_NAME(make_taps)(DSG_NAME(taps) *taps, DSG_NAME(taps) *adjo
 /* Row stride, buffer size and workspace of the direct forms. */
 static dsg_status DSG_NAME(size_buffers)(DSG_NAME(blur) *b)
 {
-    size_t h = b->op.in.h, w = b->op.in.w, bytes;
-    size_t height = b->k.top + b->k.bottom, width = b->k.left + b->k.right;
-    /* whole tiles of the padded image plus the reach of the taps; an odd number of
-     * tiles a row keeps rows off each other's cache sets */
-    size_t rows = round_up(h + height, ROWS) + height;
-    b->ld = round_up(round_up(w + width, LANES) + width, LANES);
-    if (b->ld / LANES % 2 == 0)
-        b->ld += LANES;
+    size_t h = extended(&b->rows), w = extended(&b->columns), bytes;
+    size_t height = b->k.h - 1, width = b->k.w - 1;
+    /* whole tiles of the padded image plus the reach of the taps */
+    size_t rows = round_up(h, ROWS) + height;
+    b->ld = row_stride(round_up(w, LANES) + width);
     if (!dsg_mul(rows, b->ld, &b->buffer) ||
         !dsg_mul(b->buffer, 2 * sizeof(dsg_real), &bytes) || bytes > PTRDIFF_MAX / 2)
         return DSG_ESHAPE;
@@ -390,18 +378,17 @@ static dsg_status DSG_NAME(make_separable)(DSG_NAME(blur) *b, const double *kern
                                            size_t kw, size_t row, size_t column)
 {
     const support *k = &b->k;
-    size_t h = k->top + 1 + k->bottom, w = k->left + 1 + k->right;
     double largest = kernel[row * kw + column];
     double divisor = largest != 0.0 ? largest : 1.0;
     b->op.class = &DSG_NAME(separable_class);
     dsg_status err = DSG_NAME(size_buffers)(b);
     if (err == DSG_OK)
         err = DSG_NAME(make_taps)(&b->down, &b->down_adjoint,
-                                  kernel + k->first_row * kw + column, h, 1, kw, 1.0,
+                                  kernel + k->first_row * kw + column, k->h, 1, kw, 1.0,
                                   b->ld);
     if (err == DSG_OK)
         err = DSG_NAME(make_taps)(&b->across, &b->across_adjoint,
-                                  kernel + row * kw + k->first_column, 1, w, kw,
+                                  kernel + row * kw + k->first_column, 1, k->w, kw,
                                   divisor, b->ld);
     return err;
 }
@@ -414,38 +401,51 @@ static dsg_status DSG_NAME(make_sparse)(DSG_NAME(blur) *b, const double *kernel,
     dsg_status err = DSG_NAME(size_buffers)(b);
     if (err != DSG_OK)
         return err;
-    return DSG_NAME(make_taps)(
-        &b->down, &b->down_adjoint, kernel + k->first_row * kw + k->first_column,
-        k->top + 1 + k->bottom, k->left + 1 + k->right, kw, 1.0, b->ld);
+    return DSG_NAME(make_taps)(&b->down, &b->down_adjoint,
+                               kernel + k->first_row * kw + k->first_column, k->h, k->w,
+                               kw, 1.0, b->ld);
+}
+
+/* The size of a grid and of its spectrum, in elements, a whole number of times the
+ * alignment. */
+static dsg_status DSG_NAME(size_grid)(size_t *grid, size_t *spectrum, size_t fft_h,
+                                      size_t fft_w)
+{
+    if (!dsg_mul(fft_h, fft_w, grid) ||
+        !dsg_mul(fft_h, 2 * (fft_w / 2 + 1), spectrum) ||
+        *spectrum > PTRDIFF_MAX / (8 * sizeof(dsg_real)))
+        return DSG_ESHAPE;
+    *grid = round_up(*grid, DSG_ALIGN / sizeof(dsg_real));
+    *spectrum = round_up(*spectrum, DSG_ALIGN / sizeof(dsg_real));
+    return DSG_OK;
 }
 
 static dsg_status DSG_NAME(make_fft)(DSG_NAME(blur) *b, const double *kernel, size_t kw)
 {
     const support *k = &b->k;
+    size_t spectrum;
     b->op.class = &DSG_NAME(fft_class);
-    b->fft_h = grid_side(b->op.in.h + k->top + k->bottom);
-    b->fft_w = grid_side(b->op.in.w + k->left + k->right);
-    size_t half = b->fft_w / 2 + 1, grid, spectrum;
-    if (!dsg_mul(b->fft_h, b->fft_w, &grid) ||
-        !dsg_mul(b->fft_h, 2 * half, &spectrum) ||
-        spectrum > PTRDIFF_MAX / (4 * sizeof(dsg_real)))
-        return DSG_ESHAPE;
-    b->buffer = round_up(grid, DSG_ALIGN / sizeof(dsg_real));
+    b->fft_h = grid_side(extended(&b->rows));
+    b->fft_w = grid_side(extended(&b->columns));
+    dsg_status err = DSG_NAME(size_grid)(&b->buffer, &spectrum, b->fft_h, b->fft_w);
+    if (err != DSG_OK)
+        return err;
     b->op.workspace = (b->buffer + spectrum) * sizeof(dsg_real);
 
-    dsg_status err = DSG_NAME(dsg_fft_get)(&b->plan, b->fft_h, b->fft_w);
+    err = DSG_NAME(dsg_fft_get)(&b->plan, b->fft_h, b->fft_w);
     if (err != DSG_OK)
         return err;
     b->transfer = dsg_alloc(spectrum, sizeof *b->transfer);
-    dsg_real *x = dsg_calloc(grid, sizeof *x);
+    dsg_real *x = dsg_calloc(b->buffer, sizeof *x);
     if (!b->transfer || !x) {
         dsg_free(x);
         return DSG_ENOMEM;
     }
-    for (size_t a = 0; a <= k->top + k->bottom; a++)
-        for (size_t c = 0; c <= k->left + k->right; c++) {
+    for (size_t a = 0; a < k->h; a++)
+        for (size_t c = 0; c < k->w; c++) {
             double value = kernel[(k->first_row + a) * kw + k->first_column + c];
-            x[a * b->fft_w + c] = (dsg_real)(value / (double)grid);
+            x[a * b->fft_w + c] =
+                (dsg_real)(value / ((double)b->fft_h * (double)b->fft_w));
         }
     DSG_NAME(dsg_fft_forward)(b->plan, b->transfer, x);
     dsg_free(x);
@@ -453,41 +453,53 @@ static dsg_status DSG_NAME(make_fft)(DSG_NAME(blur) *b, const double *kernel, si
 }
 
 dsg_status DSG_NAME(dsg_blur_create)(DSG_NAME(dsg_op) **op, dsg_shape shape,
-                                     const double *kernel, size_t kh, size_t kw,
+                                     const double *kernel,
+                                     const dsg_blur_geometry *geometry,
                                      dsg_blur_form form)
 {
-    if (!dsg_shape_valid(shape, sizeof(dsg_real)) || kh == 0 || kw == 0)
-        return DSG_ESHAPE;
-    if (kh / 2 >= shape.h || kw / 2 >= shape.w)
-        return DSG_ESHAPE;
-    for (size_t i = 0; i < kh * kw; i++)
+    const dsg_blur_geometry *g = geometry;
+    dsg_status err = check_geometry(shape, g, sizeof(dsg_real));
+    if (err != DSG_OK)
+        return err;
+    for (size_t i = 0; i < g->kh * g->kw; i++)
         if (!isfinite((dsg_real)kernel[i]))
             return DSG_ENONFINITE;
 
     DSG_NAME(blur) *b = dsg_calloc(1, sizeof *b);
     if (!b)
         return DSG_ENOMEM;
-    b->op.in = b->op.out = shape;
-    b->k = find_support(kernel, kh, kw);
+    b->op.in = shape;
+    b->op.out = blurred_shape(shape, g);
+    b->border = g->border;
+    support k = b->k = find_support(kernel, g);
+    size_t top = g->centre_row - k.first_row, left = g->centre_column - k.first_column;
+    if (!extension_make(&b->rows, top, shape.h, k.h - 1 - top + g->grow_h, g->border) ||
+        !extension_make(&b->columns, left, shape.w, k.w - 1 - left + g->grow_w,
+                        g->border)) {
+        DSG_NAME(blur_destroy)(&b->op);
+        return DSG_ENOMEM;
+    }
 
     size_t row, column;
-    bool separable = is_separable(kernel, kh, kw, RANK_ONE_TOLERANCE, &row, &column);
+    bool separable =
+        is_separable(kernel, g->kh, g->kw, RANK_ONE_TOLERANCE, &row, &column);
     if (form == DSG_BLUR_AUTO && separable) {
         form = DSG_BLUR_SEPARABLE;
-    } else if (form == DSG_BLUR_AUTO) {
-        size_t taps = count_taps(kernel, kh * kw);
-        bool sparse = sparse_cost(shape, &b->k, taps) <= fft_cost(shape, &b->k);
+    } else if (form == DSG_BLUR_AUTO || form == DSG_BLUR_EXACT) {
+        size_t h = extended(&b->rows), w = extended(&b->columns);
+        size_t taps = count_taps(kernel, g->kh * g->kw);
+        bool sparse = sparse_cost(b->op.out, h, w, taps) <= fft_cost(h, w);
         form = sparse ? DSG_BLUR_SPARSE : DSG_BLUR_FFT;
     }
     b->form = form;
 
-    dsg_status err = DSG_EVALUE;
+    err = DSG_EVALUE;
     if (form == DSG_BLUR_SEPARABLE && separable)
-        err = DSG_NAME(make_separable)(b, kernel, kw, row, column);
+        err = DSG_NAME(make_separable)(b, kernel, g->kw, row, column);
     else if (form == DSG_BLUR_SPARSE)
-        err = DSG_NAME(make_sparse)(b, kernel, kw);
+        err = DSG_NAME(make_sparse)(b, kernel, g->kw);
     else if (form == DSG_BLUR_FFT)
-        err = DSG_NAME(make_fft)(b, kernel, kw);
+        err = DSG_NAME(make_fft)(b, kernel, g->kw);
     if (err != DSG_OK) {
         DSG_NAME(blur_destroy)(&b->op);
         return err;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "dsg/data_step.h"
 #include "dsg/mem.h"
 #include "shape.h"
 #include "sums.h"

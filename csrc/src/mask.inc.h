@@ -77,6 +77,75 @@ static double DSG_NAME(mask_residual_gradient)(const DSG_NAME(dsg_op) *op,
     return sum;
 }
 
+/* ---- data step ---- */
+
+/* x = m ? y_share y + v_share v : v */
+DSG_CLONES static void DSG_NAME(mask_mix)(dsg_real *restrict x,
+                                          const dsg_real *restrict v,
+                                          const dsg_real *restrict y,
+                                          const unsigned char *restrict m,
+                                          dsg_real y_share, dsg_real v_share, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        dsg_real kept = v[i], mixed = y_share * y[i] + v_share * kept;
+        x[i] = m[i] ? mixed : kept;
+    }
+}
+
+static void DSG_NAME(mask_prox)(const DSG_NAME(dsg_data_step) *step,
+                                dsg_real *restrict x, const dsg_real *restrict v,
+                                const dsg_real *restrict y, double rho, void *ws)
+{
+    const DSG_NAME(mask) *m = (const DSG_NAME(mask) *)step->op;
+    dsg_real y_share = (dsg_real)(1.0 / (1.0 + rho));
+    dsg_real v_share = (dsg_real)(rho / (1.0 + rho));
+    (void)ws;
+    for (size_t c = 0; c < m->op.in.c; c++) {
+        size_t at = c * m->plane;
+        DSG_NAME(mask_mix)
+        (x + at, v + at, y + at, m->bytes + c * m->stride, y_share, v_share, m->plane);
+    }
+}
+
+/* All singular values are 1 or 0. */
+static void DSG_NAME(mask_pinv)(const DSG_NAME(dsg_data_step) *step,
+                                dsg_real *restrict x, const dsg_real *restrict y,
+                                double cutoff, void *ws)
+{
+    if (cutoff < 1.0)
+        DSG_NAME(mask_forward)(step->op, x, y, ws);
+    else
+        memset(x, 0, dsg_shape_size(step->op->in) * sizeof *x);
+}
+
+static void DSG_NAME(mask_step_destroy)(DSG_NAME(dsg_data_step) *step)
+{
+    dsg_free(step);
+}
+
+static const DSG_NAME(dsg_data_step_class) DSG_NAME(mask_step_class) = {
+    .prox = DSG_NAME(mask_prox),
+    .pinv = DSG_NAME(mask_pinv),
+    .destroy = DSG_NAME(mask_step_destroy),
+};
+
+static dsg_status DSG_NAME(mask_data_step)(const DSG_NAME(dsg_op) *op,
+                                           DSG_NAME(dsg_data_step) **step)
+{
+    const DSG_NAME(mask) *m = (const DSG_NAME(mask) *)op;
+    size_t bytes = m->stride ? dsg_shape_size(op->in) : m->plane;
+    DSG_NAME(dsg_data_step) *s = dsg_calloc(1, sizeof *s);
+    if (!s)
+        return DSG_ENOMEM;
+    s->class = &DSG_NAME(mask_step_class);
+    s->op = op;
+    s->norm = memchr(m->bytes, 1, bytes) ? 1.0 : 0.0;
+    *step = s;
+    return DSG_OK;
+}
+
+/* ---- set-up ---- */
+
 static void DSG_NAME(mask_destroy)(DSG_NAME(dsg_op) *op)
 {
     DSG_NAME(mask) *m = (DSG_NAME(mask) *)op;
@@ -89,6 +158,7 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(mask_class) = {
     .forward = DSG_NAME(mask_forward),
     .vjp = DSG_NAME(mask_vjp),
     .residual_gradient = DSG_NAME(mask_residual_gradient),
+    .data_step = DSG_NAME(mask_data_step),
     .destroy = DSG_NAME(mask_destroy),
 };
 

@@ -1,5 +1,7 @@
 #include "dsg/op.h"
 
+#include <string.h>
+
 #include "dsg/mem.h"
 #include "dsg/threads.h"
 

@@ -26,6 +26,26 @@ void DSG_NAME(dsg_op_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict g,
     op->class->vjp(op, g, x, v, ws);
 }
 
+void DSG_NAME(dsg_op_jvp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict t,
+                          const dsg_real *restrict x, const dsg_real *restrict w,
+                          void *ws)
+{
+    if (op->class->linear)
+        op->class->forward(op, t, w, ws);
+    else
+        op->class->jvp(op, t, x, w, ws);
+}
+
+void DSG_NAME(dsg_op_curvature)(const DSG_NAME(dsg_op) *op, dsg_real *restrict h,
+                                const dsg_real *restrict x, const dsg_real *restrict v,
+                                const dsg_real *restrict w, void *ws)
+{
+    if (op->class->linear)
+        memset(h, 0, dsg_shape_size(op->in) * sizeof *h);
+    else
+        op->class->curvature(op, h, x, v, w, ws);
+}
+
 /* r -= y; returns the squared norm.  Sixteen double lanes keep the sum vectorised
  * and independent of everything but the length. */
 DSG_CLONES static double DSG_NAME(subtract)(dsg_real *restrict r,
@@ -67,7 +87,7 @@ typedef struct DSG_NAME(op_batch) {
     const DSG_NAME(dsg_op) *op;
     dsg_real *y, *g;
     double *sqnorm;
-    const dsg_real *x, *v;
+    const dsg_real *x, *v, *w;
 } DSG_NAME(op_batch);
 
 static dsg_status DSG_NAME(forward_item)(void *arg, size_t i, void *ws)
@@ -96,6 +116,24 @@ static dsg_status DSG_NAME(residual_gradient_item)(void *arg, size_t i, void *ws
     return DSG_OK;
 }
 
+static dsg_status DSG_NAME(jvp_item)(void *arg, size_t i, void *ws)
+{
+    const DSG_NAME(op_batch) *k = arg;
+    size_t n = dsg_shape_size(k->op->in), m = dsg_shape_size(k->op->out);
+    const dsg_real *x = k->x ? k->x + i * n : NULL;
+    DSG_NAME(dsg_op_jvp)(k->op, k->y + i * m, x, k->w + i * n, ws);
+    return DSG_OK;
+}
+
+static dsg_status DSG_NAME(curvature_item)(void *arg, size_t i, void *ws)
+{
+    const DSG_NAME(op_batch) *k = arg;
+    size_t n = dsg_shape_size(k->op->in), m = dsg_shape_size(k->op->out);
+    const dsg_real *x = k->x ? k->x + i * n : NULL;
+    DSG_NAME(dsg_op_curvature)(k->op, k->g + i * n, x, k->v + i * m, k->w + i * n, ws);
+    return DSG_OK;
+}
+
 dsg_status DSG_NAME(dsg_op_forward_batch)(const DSG_NAME(dsg_op) *op, dsg_real *y,
                                           const dsg_real *x, size_t b)
 {
@@ -106,7 +144,7 @@ dsg_status DSG_NAME(dsg_op_forward_batch)(const DSG_NAME(dsg_op) *op, dsg_real *
 dsg_status DSG_NAME(dsg_op_vjp_batch)(const DSG_NAME(dsg_op) *op, dsg_real *g,
                                       const dsg_real *x, const dsg_real *v, size_t b)
 {
-    if (!x && !op->class->linear)
+    if (b > 0 && !x && !op->class->linear)
         return DSG_EVALUE;
     DSG_NAME(op_batch) k = {.op = op, .g = g, .x = x, .v = v};
     return dsg_parallel_for(b, op->workspace, DSG_NAME(vjp_item), &k);
@@ -120,6 +158,25 @@ dsg_status DSG_NAME(dsg_op_residual_gradient_batch)(const DSG_NAME(dsg_op) *op,
     DSG_NAME(op_batch) k = {.op = op, .g = g, .sqnorm = sqnorm, .x = x, .v = y};
     return dsg_parallel_for(b, DSG_NAME(dsg_op_workspace)(op),
                             DSG_NAME(residual_gradient_item), &k);
+}
+
+dsg_status DSG_NAME(dsg_op_jvp_batch)(const DSG_NAME(dsg_op) *op, dsg_real *t,
+                                      const dsg_real *x, const dsg_real *w, size_t b)
+{
+    if (b > 0 && !x && !op->class->linear)
+        return DSG_EVALUE;
+    DSG_NAME(op_batch) k = {.op = op, .y = t, .x = x, .w = w};
+    return dsg_parallel_for(b, op->workspace, DSG_NAME(jvp_item), &k);
+}
+
+dsg_status DSG_NAME(dsg_op_curvature_batch)(const DSG_NAME(dsg_op) *op, dsg_real *h,
+                                            const dsg_real *x, const dsg_real *v,
+                                            const dsg_real *w, size_t b)
+{
+    if (b > 0 && !x && !op->class->linear)
+        return DSG_EVALUE;
+    DSG_NAME(op_batch) k = {.op = op, .g = h, .x = x, .v = v, .w = w};
+    return dsg_parallel_for(b, op->workspace, DSG_NAME(curvature_item), &k);
 }
 
 void DSG_NAME(dsg_op_destroy)(DSG_NAME(dsg_op) *op)

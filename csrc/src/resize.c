@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "dsg/mem.h"
+#include "dsg/separable.h"
 #include "shape.h"
 
 /* Keys' cubic with a = -0.5. */
@@ -70,6 +71,29 @@ make_axis(double *weight, size_t n, size_t factor)
     for (size_t t = 0; t < a.taps; t++)
         weight[t] = weight[begin + t] / sum;
     return a;
+}
+
+/* The axis as a matrix (out, n); NULL when out of memory. */
+static double *
+axis_matrix(size_t n, size_t factor, size_t out)
+{
+    size_t size;
+    if (!dsg_mul(out, n, &size))
+        return NULL;
+    double *matrix = dsg_calloc(size, sizeof *matrix);
+    double *weight = dsg_alloc(taps_bound(factor), sizeof *weight);
+    if (matrix && weight) {
+        axis a = make_axis(weight, n, factor);
+        for (size_t o = 0; o < out; o++)
+            for (size_t t = 0; t < a.taps; t++)
+                matrix[o * n + mirror(a.first + (ptrdiff_t)(factor * o + t), n)] +=
+                    weight[t];
+    } else {
+        dsg_free(matrix);
+        matrix = NULL;
+    }
+    dsg_free(weight);
+    return matrix;
 }
 
 #define DSG_PRECISION 32

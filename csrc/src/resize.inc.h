@@ -107,6 +107,29 @@ static void DSG_NAME(resize_vjp)(const DSG_NAME(dsg_op) *op, dsg_real *restrict 
     }
 }
 
+/* ---- data step ---- */
+
+static dsg_status DSG_NAME(resize_data_step)(const DSG_NAME(dsg_op) *op,
+                                             DSG_NAME(dsg_data_step) **step)
+{
+    size_t f = ((const DSG_NAME(resize) *)op)->factor;
+    double *down = NULL, *across = NULL;
+    dsg_status err = DSG_ENOMEM;
+    *step = NULL;
+    if (op->out.h > DSG_SEPARABLE_MOST || op->out.w > DSG_SEPARABLE_MOST)
+        return DSG_OK;
+    if (f > 1) { /* factor 1 is the identity */
+        down = axis_matrix(op->in.h, f, op->out.h);
+        across = axis_matrix(op->in.w, f, op->out.w);
+    }
+    if (f == 1 || (down && across))
+        err = DSG_NAME(dsg_separable_create)(step, op, op->in.c, op->out.h, op->in.h,
+                                             op->out.w, op->in.w, down, across);
+    dsg_free(across);
+    dsg_free(down);
+    return err;
+}
+
 /* ---- set-up ---- */
 
 static void DSG_NAME(free_sums)(DSG_NAME(sums) *s)
@@ -131,6 +154,7 @@ static const DSG_NAME(dsg_op_class) DSG_NAME(resize_class) = {
     .linear = true,
     .forward = DSG_NAME(resize_forward),
     .vjp = DSG_NAME(resize_vjp),
+    .data_step = DSG_NAME(resize_data_step),
     .destroy = DSG_NAME(resize_destroy),
 };
 

@@ -44,8 +44,8 @@ entry(const double *a, bool ta, size_t lda, const double *b, bool tb, size_t ldb
 static void
 test_gemm(void)
 {
-    const size_t sizes[][3] = {
-        {1, 1, 1}, {2, 3, 1}, {7, 5, 3}, {13, 8, 17}, {33, 31, 40}};
+    const size_t sizes[][3] = {{1, 1, 1}, {2, 3, 1},   {7, 5, 3},   {9, 1, 14},
+                               {1, 6, 5}, {13, 8, 17}, {33, 31, 40}};
     for (size_t t = 0; t < sizeof sizes / sizeof *sizes; t++)
         for (int flags = 0; flags < 4; flags++)
             for (int update = 0; update < 2; update++) {

@@ -10,3 +10,15 @@ void DSG_NAME(dsg_fft_forward)(const DSG_NAME(dsg_fft) *plan,
                                dsg_real *restrict spectrum, dsg_real *restrict x);
 void DSG_NAME(dsg_fft_inverse)(const DSG_NAME(dsg_fft) *plan, dsg_real *restrict x,
                                dsg_real *restrict spectrum);
+
+typedef struct DSG_NAME(dsg_fft_line) DSG_NAME(dsg_fft_line);
+
+/* The cached plan of length n. */
+dsg_status DSG_NAME(dsg_fft_line_get)(const DSG_NAME(dsg_fft_line) **plan, size_t n);
+
+void DSG_NAME(dsg_fft_line_forward)(const DSG_NAME(dsg_fft_line) *plan,
+                                    dsg_real *restrict out,
+                                    const dsg_real *restrict in);
+void DSG_NAME(dsg_fft_line_inverse)(const DSG_NAME(dsg_fft_line) *plan,
+                                    dsg_real *restrict out,
+                                    const dsg_real *restrict in);

@@ -2,7 +2,7 @@
  * functions.
  *
  * Whoever uses an operator (the Langevin loop, the binding) knows only this header; an
- * operator is made by the create function of its own header (mask.h, blur.h, resize.h).
+ * operator is made by the create function of its own header (mask.h, blur.h, ...).
  *
  *     x    one image, dense row-major (in.c, in.h, in.w)
  *     y    one measurement, dense row-major (out.c, out.h, out.w)

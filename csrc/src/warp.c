@@ -1,0 +1,16 @@
+#include "dsg/warp.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "dsg/mem.h"
+#include "shape.h"
+
+#define DSG_PRECISION 32
+#include "dsg/precision.h"
+#include "warp.inc.h"
+#undef DSG_PRECISION
+#define DSG_PRECISION 64
+#include "dsg/precision.h"
+#include "warp.inc.h"
+#undef DSG_PRECISION

@@ -1,0 +1,18 @@
+#include "op_checks.h"
+
+#define DSG_PRECISION 32
+#include "dsg/precision.h"
+#include "test_op.inc.h"
+#undef DSG_PRECISION
+#define DSG_PRECISION 64
+#include "dsg/precision.h"
+#include "test_op.inc.h"
+#undef DSG_PRECISION
+
+int
+main(void)
+{
+    test_op_all_f32();
+    test_op_all_f64();
+    return REPORT();
+}

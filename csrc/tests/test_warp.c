@@ -1,0 +1,20 @@
+#include "dsg/warp.h"
+
+#include "op_checks.h"
+
+#define DSG_PRECISION 32
+#include "dsg/precision.h"
+#include "test_warp.inc.h"
+#undef DSG_PRECISION
+#define DSG_PRECISION 64
+#include "dsg/precision.h"
+#include "test_warp.inc.h"
+#undef DSG_PRECISION
+
+int
+main(void)
+{
+    test_warp_all_f32();
+    test_warp_all_f64();
+    return REPORT();
+}
