@@ -119,3 +119,11 @@ dsg_normal_f64(double *restrict out, dsg_noise_key key, size_t n)
         n -= m;
     }
 }
+
+double
+dsg_uniform(dsg_noise_key key)
+{
+    uint32_t w[4][COUNTERS];
+    philox(w, key, 0);
+    return ((double)w[0][0] + 0.5) * 0x1p-32;
+}

@@ -1,17 +1,17 @@
 #include "dsg/sampler.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "dsg/mem.h"
 #include "dsg/threads.h"
+#include "normals.h"
 
-static dsg_noise_key
-noise_key(const dsg_noise *noise, size_t i, size_t step)
+void
+dsg_uniform_batch(double *restrict out, size_t b, const dsg_noise *noise)
 {
-    return (dsg_noise_key){.seed = noise->seed,
-                           .image = noise->image[i],
-                           .sample = noise->sample[i],
-                           .draw = noise->draw + (uint32_t)step};
+    for (size_t i = 0; i < b; i++)
+        out[i] = dsg_uniform(noise_key(noise, i, 0));
 }
 
 #define DSG_PRECISION 32

@@ -105,9 +105,41 @@ test_batch_equals_single_draws_at_any_thread_count(void)
     }
 }
 
+static void
+test_uniforms_are_uniform_and_functions_of_their_key(void)
+{
+    enum { M = 1 << 16 };
+    static float u[M];
+    static uint32_t image[M], sample[M];
+    static double batch[M];
+    for (uint32_t i = 0; i < M; i++) {
+        image[i] = i;
+        sample[i] = i % 3;
+    }
+    dsg_noise noise = {.seed = 5, .image = image, .sample = sample, .draw = 7};
+    dsg_uniform_batch(batch, M, &noise);
+    double lag = 0;
+    for (uint32_t i = 0; i < M; i++) {
+        CHECK(batch[i] == dsg_uniform((dsg_noise_key){5, i, i % 3, 7}));
+        CHECK(batch[i] > 0 && batch[i] < 1);
+        u[i] = (float)batch[i];
+        lag += i ? (batch[i] - 0.5) * (batch[i - 1] - 0.5) : 0;
+    }
+    /* five standard errors: each product has variance 1 / 144 */
+    CHECK_NEAR(lag / M, 0, 5 / (12 * sqrt((double)M)));
+    /* Kolmogorov-Smirnov: 2.2 / sqrt(M) is exceeded with probability 1e-4 */
+    qsort(u, M, sizeof *u, ascending);
+    double d = 0;
+    for (size_t i = 0; i < M; i++)
+        d = fmax(d, fabs(u[i] - (i + 0.5) / M));
+    CHECK(d < 2.2 / sqrt((double)M));
+    CHECK(dsg_uniform((dsg_noise_key){.draw = 1}) != dsg_uniform((dsg_noise_key){0}));
+}
+
 int
 main(void)
 {
+    test_uniforms_are_uniform_and_functions_of_their_key();
     test_moments_and_distribution();
     test_every_part_of_the_key_counts();
     test_prefix_and_precision_do_not_change_the_draw();

@@ -1,4 +1,4 @@
-/* Euler step and Langevin loop against loops written out, projected and not. */
+/* Euler step and the loops of a level against loops written out, projected and not. */
 #include "dsg/sampler.h"
 
 #include "dsg/mask.h"
@@ -6,6 +6,9 @@
 #include "op_checks.h"
 
 enum { B = 3, STEPS = 4 };
+enum { LANGEVIN, HMC, MH, KINDS };
+
+static const double momentum = 0.7;
 
 #define DSG_PRECISION 32
 #include "dsg/precision.h"

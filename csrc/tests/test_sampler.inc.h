@@ -40,42 +40,136 @@ static dsg_real *DSG_NAME(copy)(const dsg_real *x, size_t n)
     return out;
 }
 
-/* The steps of image i written out, in the precision of the arrays. */
-static double DSG_NAME(naive_langevin)(const DSG_NAME(fixture) *f, dsg_real *x,
-                                       size_t i,
-                                       const DSG_NAME(dsg_projector) *projector)
+/* What a loop writes: of B images, as it stands before the first step. */
+typedef struct DSG_NAME(state) {
+    dsg_real *x, *velocity;
+    double sqnorm[B], accepted[B];
+} DSG_NAME(state);
+
+static DSG_NAME(state) DSG_NAME(start)(const DSG_NAME(fixture) *f)
 {
+    uint64_t seed = 31;
+    DSG_NAME(state)
+    s = {.x = DSG_NAME(copy)(f->x0hat, B * f->n),
+         .velocity = DSG_NAME(random_array)(B * f->n, &seed)};
+    for (size_t i = 0; i < B; i++)
+        s.sqnorm[i] = s.accepted[i] = NAN;
+    return s;
+}
+
+static void DSG_NAME(clear)(DSG_NAME(state) *s)
+{
+    free(s->x);
+    free(s->velocity);
+}
+
+/* A loop over b images from number `first` on, with numbers from outside or not. */
+static dsg_status DSG_NAME(run)(int kind, const DSG_NAME(fixture) *f,
+                                DSG_NAME(state) *s, size_t first, size_t b,
+                                const DSG_NAME(dsg_projector) *projector,
+                                const dsg_noise *noise, const dsg_real *recorded,
+                                const double *uniforms)
+{
+    size_t at = first * f->n;
+    const dsg_real *x0hat = f->x0hat + at, *y = f->y + first * f->m;
+    if (kind == LANGEVIN)
+        return DSG_NAME(dsg_langevin)(s->x + at, s->sqnorm + first, x0hat, y, b, f->op,
+                                      projector, noise, recorded, &f->options);
+    if (kind == HMC)
+        return DSG_NAME(dsg_hmc)(s->x + at, s->velocity + at, s->sqnorm + first, x0hat,
+                                 y, b, f->op, projector, noise, recorded, &f->options,
+                                 momentum);
+    return DSG_NAME(dsg_mh)(s->x + at, s->sqnorm + first, s->accepted + first, x0hat, y,
+                            b, f->op, noise, recorded, uniforms, &f->options);
+}
+
+/* Every number of the loop: normals (STEPS, B, n), uniforms (STEPS, B). */
+static void DSG_NAME(record)(int kind, const DSG_NAME(fixture) *f, dsg_real *normals,
+                             double *uniforms)
+{
+    for (uint32_t step = 0; step < STEPS; step++) {
+        dsg_noise noise = f->noise;
+        noise.draw += kind == MH ? 2 * step : step;
+        CHECK(DSG_NAME(dsg_normal_batch)(normals + step * B * f->n, B, f->n, &noise) ==
+              DSG_OK);
+        noise.draw++;
+        dsg_uniform_batch(uniforms + step * B, B, &noise);
+    }
+}
+
+/* 1/2 likelihood ||A(x) - y||^2 + 1/2 prior ||x - x0hat||^2; the first norm apart. */
+static double DSG_NAME(energy)(const DSG_NAME(fixture) *f, const dsg_real *x, size_t i,
+                               double *sqnorm)
+{
+    dsg_real *y = malloc(f->m * sizeof *y);
+    void *ws = dsg_alloc(DSG_NAME(dsg_op_workspace)(f->op), 1);
+    DSG_NAME(dsg_op_forward)(f->op, y, x, ws);
+    double distance = *sqnorm = 0;
+    for (size_t j = 0; j < f->m; j++)
+        *sqnorm += pow((double)y[j] - f->y[i * f->m + j], 2);
+    for (size_t j = 0; j < f->n; j++)
+        distance += pow((double)x[j] - f->x0hat[i * f->n + j], 2);
+    free(y);
+    dsg_free(ws);
+    return (f->options.likelihood * *sqnorm + f->options.prior * distance) / 2;
+}
+
+/* The steps of image i written out, in the precision of the arrays. */
+static void DSG_NAME(naive)(int kind, const DSG_NAME(fixture) *f, DSG_NAME(state) *s,
+                            size_t i, const DSG_NAME(dsg_projector) *projector)
+{
+    dsg_real *x = s->x + i * f->n, *v = s->velocity + i * f->n;
     dsg_real *g = malloc(f->n * sizeof *g), *noise = malloc(f->n * sizeof *noise);
     void *ws = dsg_alloc(DSG_NAME(dsg_op_workspace)(f->op), 1);
     void *pws =
         projector ? dsg_alloc(DSG_NAME(dsg_projector_workspace)(projector), 1) : NULL;
-    double sqnorm = 0;
+    const dsg_langevin_options *o = &f->options;
+    s->accepted[i] = 0;
     for (uint32_t step = 0; step < STEPS; step++) {
-        sqnorm = DSG_NAME(dsg_op_residual_gradient)(f->op, g, x, f->y + i * f->m, ws);
+        dsg_noise_key key = {77, f->image[i], f->sample[i],
+                             2 + (kind == MH ? 2 * step : step)};
+        DSG_NAME(dsg_normal)(noise, key, f->n);
+        if (kind == MH) {
+            double after, before = DSG_NAME(energy)(f, x, i, &s->sqnorm[i]);
+            for (size_t j = 0; j < f->n; j++)
+                g[j] = x[j] + (dsg_real)sqrt(o->eta) * noise[j];
+            before -= DSG_NAME(energy)(f, g, i, &after);
+            key.draw++;
+            if (log(dsg_uniform(key)) < before) {
+                memcpy(x, g, f->n * sizeof *x);
+                s->sqnorm[i] = after;
+                s->accepted[i]++;
+            }
+            continue;
+        }
+        s->sqnorm[i] =
+            DSG_NAME(dsg_op_residual_gradient)(f->op, g, x, f->y + i * f->m, ws);
         for (size_t j = 0; j < f->n; j++)
-            g[j] = (dsg_real)f->options.likelihood * g[j] +
-                   (dsg_real)f->options.prior * (x[j] - f->x0hat[i * f->n + j]);
+            g[j] = (dsg_real)o->likelihood * g[j] +
+                   (dsg_real)o->prior * (x[j] - f->x0hat[i * f->n + j]);
         if (projector)
             DSG_NAME(dsg_projector_apply)(projector, i, g, pws);
-        DSG_NAME(dsg_normal)
-        (noise, (dsg_noise_key){77, f->image[i], f->sample[i], 2 + step}, f->n);
-        for (size_t j = 0; j < f->n; j++)
-            x[j] += (dsg_real)sqrt(2 * f->options.eta) * noise[j] -
-                    (dsg_real)f->options.eta * g[j];
+        for (size_t j = 0; j < f->n && kind == LANGEVIN; j++)
+            x[j] += (dsg_real)sqrt(2 * o->eta) * noise[j] - (dsg_real)o->eta * g[j];
+        for (size_t j = 0; j < f->n && kind == HMC; j++) {
+            v[j] = (dsg_real)momentum * v[j] - (dsg_real)sqrt(o->eta) * g[j] +
+                   (dsg_real)sqrt(2 * (1 - momentum)) * noise[j];
+            x[j] += (dsg_real)sqrt(o->eta) * v[j];
+        }
     }
     free(g);
     free(noise);
     dsg_free(ws);
     dsg_free(pws);
-    return sqnorm;
 }
 
-static void DSG_NAME(test_langevin_equals_the_loop_written_out)(void)
+static void DSG_NAME(test_a_level_equals_the_loop_written_out)(int kind)
 {
     const dsg_shape shapes[] = {
         {3, 8, 8}, {1, 2, 2}, {2, 6, 10}, {7, 5, 3}, {3, 24, 16}};
+    double proposed = 0, accepted = 0;
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++)
-        for (int projected = 0; projected < 2; projected++) {
+        for (int projected = 0; projected < (kind == MH ? 1 : 2); projected++) {
             DSG_NAME(fixture) f;
             DSG_NAME(set_up)(&f, shapes[k], k + 1);
             DSG_NAME(dsg_projector) *p = NULL;
@@ -85,113 +179,135 @@ static void DSG_NAME(test_langevin_equals_the_loop_written_out)(void)
                 CHECK(DSG_NAME(dsg_projector_create)(&p, B, f.shape) == DSG_OK);
                 CHECK(DSG_NAME(dsg_projector_prepare)(p, f.x0hat, &o) == DSG_OK);
             }
-            dsg_real *x = DSG_NAME(copy)(f.x0hat, B * f.n);
-            dsg_real *want = DSG_NAME(copy)(f.x0hat, B * f.n);
-            double sqnorm[B] = {NAN, NAN, NAN};
-            CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, p, &f.noise,
-                                         NULL, &f.options) == DSG_OK);
+            DSG_NAME(state) got = DSG_NAME(start)(&f), want = DSG_NAME(start)(&f);
+            CHECK(DSG_NAME(run)(kind, &f, &got, 0, B, p, &f.noise, NULL, NULL) ==
+                  DSG_OK);
             /* values of about 1, a few roundings a step */
             double tol = 40 * STEPS * DSG_NAME(epsilon)();
             for (size_t i = 0; i < B; i++) {
-                double norm = DSG_NAME(naive_langevin)(&f, want + i * f.n, i, p);
-                CHECK_NEAR(sqnorm[i], norm, tol * (1 + norm));
+                DSG_NAME(naive)(kind, &f, &want, i, p);
+                CHECK_NEAR(got.sqnorm[i], want.sqnorm[i], tol * (1 + want.sqnorm[i]));
                 double worst = 0;
-                for (size_t j = i * f.n; j < (i + 1) * f.n; j++)
-                    worst = fmax(worst, fabs((double)x[j] - want[j]));
+                for (size_t j = i * f.n; j < (i + 1) * f.n; j++) {
+                    worst = fmax(worst, fabs((double)got.x[j] - want.x[j]));
+                    if (kind == HMC)
+                        worst = fmax(worst,
+                                     fabs((double)got.velocity[j] - want.velocity[j]));
+                }
                 CHECK(worst <= tol);
+                CHECK(kind != MH || got.accepted[i] == want.accepted[i]);
+                accepted += want.accepted[i];
+                proposed += STEPS;
             }
-            free(x);
-            free(want);
+            DSG_NAME(clear)(&got);
+            DSG_NAME(clear)(&want);
             DSG_NAME(dsg_projector_destroy)(p);
             DSG_NAME(tear_down)(&f);
         }
+    CHECK(kind != MH || (accepted > 0 && accepted < proposed));
 }
 
-static void DSG_NAME(test_batch_equals_single_images_at_any_thread_count)(void)
+static void DSG_NAME(test_batch_equals_single_images_at_any_thread_count)(int kind)
 {
     DSG_NAME(fixture) f;
     DSG_NAME(set_up)(&f, (dsg_shape){3, 14, 12}, 9);
-    dsg_real *batch = malloc(B * f.n * sizeof *batch);
-    double sqnorm[B], one_sqnorm;
-    dsg_real *one = malloc(f.n * sizeof *one);
+    size_t bytes = B * f.n * sizeof(dsg_real);
     const size_t threads[] = {1, 2, 5};
     for (size_t t = 0; t < 3; t++) {
+        DSG_NAME(state) batch = DSG_NAME(start)(&f), loop = DSG_NAME(start)(&f);
         dsg_set_num_threads(threads[t]);
-        memcpy(batch, f.x0hat, B * f.n * sizeof *batch);
-        CHECK(DSG_NAME(dsg_langevin)(batch, sqnorm, f.x0hat, f.y, B, f.op, NULL,
-                                     &f.noise, NULL, &f.options) == DSG_OK);
+        CHECK(DSG_NAME(run)(kind, &f, &batch, 0, B, NULL, &f.noise, NULL, NULL) ==
+              DSG_OK);
         for (size_t i = 0; i < B; i++) {
             dsg_noise noise = f.noise;
             noise.image += i;
             noise.sample += i;
-            memcpy(one, f.x0hat + i * f.n, f.n * sizeof *one);
-            CHECK(DSG_NAME(dsg_langevin)(one, &one_sqnorm, f.x0hat + i * f.n,
-                                         f.y + i * f.m, 1, f.op, NULL, &noise, NULL,
-                                         &f.options) == DSG_OK);
-            CHECK(memcmp(one, batch + i * f.n, f.n * sizeof *one) == 0);
-            CHECK(one_sqnorm == sqnorm[i]);
+            CHECK(DSG_NAME(run)(kind, &f, &loop, i, 1, NULL, &noise, NULL, NULL) ==
+                  DSG_OK);
         }
+        CHECK(memcmp(loop.x, batch.x, bytes) == 0);
+        CHECK(memcmp(loop.velocity, batch.velocity, bytes) == 0);
+        CHECK(memcmp(loop.sqnorm, batch.sqnorm, sizeof loop.sqnorm) == 0);
+        CHECK(kind != MH ||
+              memcmp(loop.accepted, batch.accepted, sizeof loop.accepted) == 0);
+        DSG_NAME(clear)(&batch);
+        DSG_NAME(clear)(&loop);
     }
-    free(batch);
-    free(one);
     DSG_NAME(tear_down)(&f);
 }
 
-static void DSG_NAME(test_recorded_noise_gives_the_same_as_counted)(void)
+static void DSG_NAME(test_recorded_numbers_give_the_same_as_counted)(int kind)
 {
     DSG_NAME(fixture) f;
     DSG_NAME(set_up)(&f, (dsg_shape){2, 40, 30}, 4);
-    dsg_real *recorded = malloc(STEPS * B * f.n * sizeof *recorded);
-    for (uint32_t step = 0; step < STEPS; step++) {
-        dsg_noise noise = f.noise;
-        noise.draw += step;
-        CHECK(DSG_NAME(dsg_normal_batch)(recorded + step * B * f.n, B, f.n, &noise) ==
-              DSG_OK);
-    }
-    dsg_real *a = DSG_NAME(copy)(f.x0hat, B * f.n), *b = DSG_NAME(copy)(a, B * f.n);
-    double sqnorm[B];
-    CHECK(DSG_NAME(dsg_langevin)(a, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_OK);
-    CHECK(DSG_NAME(dsg_langevin)(b, sqnorm, f.x0hat, f.y, B, f.op, NULL, NULL, recorded,
-                                 &f.options) == DSG_OK);
-    /* the vectorised loop may round its last elements differently */
-    for (size_t j = 0; j < B * f.n; j++)
-        CHECK_NEAR(a[j], b[j], 8 * STEPS * DSG_NAME(epsilon)());
-    free(recorded);
-    free(a);
-    free(b);
+    dsg_real *normals = malloc(STEPS * B * f.n * sizeof *normals);
+    double uniforms[STEPS * B];
+    DSG_NAME(record)(kind, &f, normals, uniforms);
+    DSG_NAME(state) a = DSG_NAME(start)(&f), b = DSG_NAME(start)(&f);
+    CHECK(DSG_NAME(run)(kind, &f, &a, 0, B, NULL, &f.noise, NULL, NULL) == DSG_OK);
+    CHECK(DSG_NAME(run)(kind, &f, &b, 0, B, NULL, NULL, normals, uniforms) == DSG_OK);
+    CHECK(memcmp(a.x, b.x, B * f.n * sizeof *a.x) == 0);
+    CHECK(memcmp(a.velocity, b.velocity, B * f.n * sizeof *a.x) == 0);
+    CHECK(memcmp(a.sqnorm, b.sqnorm, sizeof a.sqnorm) == 0);
+    free(normals);
+    DSG_NAME(clear)(&a);
+    DSG_NAME(clear)(&b);
     DSG_NAME(tear_down)(&f);
 }
 
-static void DSG_NAME(test_a_diverging_image_is_marked_and_the_others_go_on)(void)
+static void DSG_NAME(test_a_diverging_image_is_marked_and_the_others_go_on)(int kind)
 {
     DSG_NAME(fixture) f;
     DSG_NAME(set_up)(&f, (dsg_shape){3, 6, 6}, 2);
-    dsg_real *x = DSG_NAME(copy)(f.x0hat, B * f.n);
-    dsg_real *want = DSG_NAME(copy)(f.x0hat, B * f.n);
-    x[f.n] = (dsg_real)INFINITY; /* image 1 */
-    double sqnorm[B];
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_OK);
-    CHECK(isfinite(sqnorm[0]) && isnan(sqnorm[1]) && isfinite(sqnorm[2]));
-    CHECK(DSG_NAME(dsg_langevin)(want, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise,
-                                 NULL, &f.options) == DSG_OK);
-    CHECK(memcmp(x, want, f.n * sizeof *x) == 0);
-    CHECK(memcmp(x + 2 * f.n, want + 2 * f.n, f.n * sizeof *x) == 0);
+    DSG_NAME(state) s = DSG_NAME(start)(&f), want = DSG_NAME(start)(&f);
+    s.x[f.n] = (dsg_real)INFINITY; /* image 1 */
+    CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, NULL, &f.noise, NULL, NULL) == DSG_OK);
+    CHECK(isfinite(s.sqnorm[0]) && isnan(s.sqnorm[1]) && isfinite(s.sqnorm[2]));
+    CHECK(kind != MH || s.accepted[1] == 0);
+    for (size_t j = f.n + 1; j < 2 * f.n; j++)
+        CHECK(s.x[j] == want.x[j] && s.velocity[j] == want.velocity[j]);
+    CHECK(DSG_NAME(run)(kind, &f, &want, 0, B, NULL, &f.noise, NULL, NULL) == DSG_OK);
+    CHECK(memcmp(s.x, want.x, f.n * sizeof *s.x) == 0);
+    CHECK(memcmp(s.x + 2 * f.n, want.x + 2 * f.n, f.n * sizeof *s.x) == 0);
 
     /* NaN where the operator cannot see it: behind a mask */
-    DSG_NAME(dsg_op) *mask = NULL;
+    DSG_NAME(fixture) hidden = f;
     unsigned char none[36] = {0};
-    CHECK(DSG_NAME(dsg_mask_create)(&mask, f.shape, none, 1) == DSG_OK);
-    dsg_real *y = calloc(B * f.n, sizeof *y);
-    x[f.n] = (dsg_real)NAN;
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, y, B, mask, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_OK);
-    CHECK(isfinite(sqnorm[0]) && isnan(sqnorm[1]) && isfinite(sqnorm[2]));
-    DSG_NAME(dsg_op_destroy)(mask);
-    free(y);
-    free(x);
-    free(want);
+    CHECK(DSG_NAME(dsg_mask_create)(&hidden.op, f.shape, none, 1) == DSG_OK);
+    hidden.m = f.n;
+    hidden.y = calloc(B * f.n, sizeof *hidden.y);
+    s.x[f.n] = (dsg_real)NAN;
+    CHECK(DSG_NAME(run)(kind, &hidden, &s, 0, B, NULL, &f.noise, NULL, NULL) == DSG_OK);
+    CHECK(isfinite(s.sqnorm[0]) && isnan(s.sqnorm[1]) && isfinite(s.sqnorm[2]));
+    DSG_NAME(dsg_op_destroy)(hidden.op);
+    free(hidden.y);
+    DSG_NAME(clear)(&s);
+    DSG_NAME(clear)(&want);
+    DSG_NAME(tear_down)(&f);
+}
+
+static void DSG_NAME(test_a_proposal_is_taken_as_its_number_says)(void)
+{
+    DSG_NAME(fixture) f;
+    DSG_NAME(set_up)(&f, (dsg_shape){3, 6, 6}, 2);
+    dsg_real *normals = malloc(STEPS * B * f.n * sizeof *normals);
+    double uniforms[STEPS * B];
+    DSG_NAME(record)(MH, &f, normals, uniforms);
+    normals[f.n] = (dsg_real)NAN; /* of image 1 */
+    for (size_t j = 0; j < STEPS * B; j++)
+        uniforms[j] = j % B == 2 ? 1.0 : 0.0; /* logarithms 0 and -infinity */
+    DSG_NAME(state) s = DSG_NAME(start)(&f);
+    f.options.eta = 4.0; /* far away is always worse */
+    CHECK(DSG_NAME(run)(MH, &f, &s, 0, B, NULL, NULL, normals, uniforms) == DSG_OK);
+    CHECK(s.accepted[0] == STEPS && s.accepted[1] == STEPS - 1 && s.accepted[2] == 0);
+    CHECK(memcmp(s.x + 2 * f.n, f.x0hat + 2 * f.n, f.n * sizeof *s.x) == 0);
+    for (size_t i = 0; i < B; i++) {
+        double sqnorm;
+        DSG_NAME(energy)(&f, s.x + i * f.n, i, &sqnorm);
+        CHECK_NEAR(s.sqnorm[i], sqnorm, 8 * (double)f.m * DBL_EPSILON * sqnorm);
+    }
+    free(normals);
+    DSG_NAME(clear)(&s);
     DSG_NAME(tear_down)(&f);
 }
 
@@ -221,83 +337,97 @@ static void DSG_NAME(test_euler_step_ends_at_the_denoised_image)(void)
     free(start);
 }
 
-static void DSG_NAME(test_wrong_calls_are_refused)(void)
+static void DSG_NAME(test_wrong_calls_are_refused)(int kind)
 {
     DSG_NAME(fixture) f;
     DSG_NAME(set_up)(&f, (dsg_shape){3, 6, 6}, 2);
-    dsg_real *x = DSG_NAME(copy)(f.x0hat, B * f.n);
-    double sqnorm[B];
-    dsg_langevin_options bad[6];
+    DSG_NAME(state) s = DSG_NAME(start)(&f);
+    dsg_langevin_options good = f.options, bad[6];
     for (size_t i = 0; i < 6; i++)
-        bad[i] = f.options;
+        bad[i] = good;
     bad[0].steps = 0;
     bad[1].eta = 0;
     bad[2].eta = NAN;
     bad[3].eta = INFINITY;
     bad[4].likelihood = NAN;
     bad[5].prior = INFINITY;
-    for (size_t i = 0; i < 6; i++)
-        CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise,
-                                     NULL, &bad[i]) == DSG_EVALUE);
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, NULL, NULL,
-                                 &f.options) == DSG_EVALUE);
+    for (size_t i = 0; i < 6; i++) {
+        f.options = bad[i];
+        CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, NULL, &f.noise, NULL, NULL) ==
+              DSG_EVALUE);
+        CHECK(DSG_NAME(run)(kind, &f, &s, 0, 0, NULL, NULL, NULL, NULL) == DSG_EVALUE);
+    }
+    f.options = good;
+    CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, NULL, NULL, NULL, NULL) == DSG_EVALUE);
 
     DSG_NAME(dsg_projector) *p = NULL, *other = NULL;
-    CHECK(DSG_NAME(dsg_projector_create)(&p, B, f.shape) == DSG_OK);
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, p, &f.noise, NULL,
-                                 &f.options) == DSG_ENOTREADY);
-    CHECK(DSG_NAME(dsg_projector_create)(&other, B - 1, f.shape) == DSG_OK);
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, other, &f.noise,
-                                 NULL, &f.options) == DSG_ESHAPE);
-    CHECK(memcmp(x, f.x0hat, B * f.n * sizeof *x) == 0);
+    if (kind != MH) {
+        CHECK(DSG_NAME(dsg_projector_create)(&p, B, f.shape) == DSG_OK);
+        CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, p, &f.noise, NULL, NULL) ==
+              DSG_ENOTREADY);
+        CHECK(DSG_NAME(dsg_projector_create)(&other, B - 1, f.shape) == DSG_OK);
+        CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, other, &f.noise, NULL, NULL) ==
+              DSG_ESHAPE);
+    } else {
+        /* both or none */
+        double u[STEPS * B] = {0};
+        dsg_real *n = calloc(STEPS * B * f.n, sizeof *n);
+        CHECK(DSG_NAME(run)(MH, &f, &s, 0, B, NULL, &f.noise, n, NULL) == DSG_EVALUE);
+        CHECK(DSG_NAME(run)(MH, &f, &s, 0, B, NULL, &f.noise, NULL, u) == DSG_EVALUE);
+        free(n);
+    }
+    const double momenta[] = {-0.1, 1.1, NAN};
+    for (size_t i = 0; i < 3; i++)
+        CHECK(DSG_NAME(dsg_hmc)(s.x, s.velocity, s.sqnorm, f.x0hat, f.y, B, f.op, NULL,
+                                &f.noise, NULL, &f.options, momenta[i]) == DSG_EVALUE);
+    CHECK(memcmp(s.x, f.x0hat, B * f.n * sizeof *s.x) == 0);
     DSG_NAME(dsg_projector_destroy)(p);
     DSG_NAME(dsg_projector_destroy)(other);
 
     dsg_set_num_threads(2);
-    CHECK_ALLOCATION_FAILURES(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op,
-                                                     NULL, &f.noise, NULL, &f.options));
+    CHECK_ALLOCATION_FAILURES(
+        DSG_NAME(run)(kind, &f, &s, 0, B, NULL, &f.noise, NULL, NULL));
     /* an empty batch needs no noise, but its options must be good */
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, 0, f.op, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_OK);
-    CHECK(DSG_NAME(dsg_langevin)(NULL, NULL, NULL, NULL, 0, f.op, NULL, NULL, NULL,
-                                 &f.options) == DSG_OK);
-    CHECK(DSG_NAME(dsg_langevin)(NULL, NULL, NULL, NULL, 0, f.op, NULL, NULL, NULL,
-                                 &bad[0]) == DSG_EVALUE);
-    free(x);
+    CHECK(DSG_NAME(run)(kind, &f, &s, 0, 0, NULL, &f.noise, NULL, NULL) == DSG_OK);
+    CHECK(DSG_NAME(run)(kind, &f, &s, 0, 0, NULL, NULL, NULL, NULL) == DSG_OK);
+    DSG_NAME(clear)(&s);
     DSG_NAME(tear_down)(&f);
 }
 
-static void DSG_NAME(test_noise_does_not_come_round_again)(void)
+static void DSG_NAME(test_noise_does_not_come_round_again)(int kind)
 {
     DSG_NAME(fixture) f;
     DSG_NAME(set_up)(&f, (dsg_shape){3, 6, 6}, 2);
-    dsg_real *x = DSG_NAME(copy)(f.x0hat, B * f.n);
-    double sqnorm[B];
-    f.noise.draw = UINT32_MAX - (STEPS - 2);
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_EVALUE);
-    CHECK(memcmp(x, f.x0hat, B * f.n * sizeof *x) == 0);
+    DSG_NAME(state) s = DSG_NAME(start)(&f);
+    const uint32_t draws = kind == MH ? 2 * STEPS : STEPS;
+    f.noise.draw = UINT32_MAX - (draws - 2);
+    CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, NULL, &f.noise, NULL, NULL) == DSG_EVALUE);
+    CHECK(memcmp(s.x, f.x0hat, B * f.n * sizeof *s.x) == 0);
     f.noise.draw--;
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, B, f.op, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_OK);
+    CHECK(DSG_NAME(run)(kind, &f, &s, 0, B, NULL, &f.noise, NULL, NULL) == DSG_OK);
 
     size_t most = DSG_NOISE_MOST;
     CHECK(DSG_NAME(dsg_normal_batch)(NULL, 1, most + 1, &f.noise) == DSG_ESHAPE);
     DSG_NAME(dsg_op) big = *f.op;
     big.in = (dsg_shape){1, 2, most / 2 + 1};
-    CHECK(DSG_NAME(dsg_langevin)(x, sqnorm, f.x0hat, f.y, 1, &big, NULL, &f.noise, NULL,
-                                 &f.options) == DSG_ESHAPE);
-    free(x);
+    DSG_NAME(fixture) of_big = f;
+    of_big.op = &big;
+    CHECK(DSG_NAME(run)(kind, &of_big, &s, 0, 1, NULL, &f.noise, NULL, NULL) ==
+          DSG_ESHAPE);
+    DSG_NAME(clear)(&s);
     DSG_NAME(tear_down)(&f);
 }
 
 static void DSG_NAME(test_sampler_all)(void)
 {
-    DSG_NAME(test_noise_does_not_come_round_again)();
-    DSG_NAME(test_langevin_equals_the_loop_written_out)();
-    DSG_NAME(test_batch_equals_single_images_at_any_thread_count)();
-    DSG_NAME(test_recorded_noise_gives_the_same_as_counted)();
-    DSG_NAME(test_a_diverging_image_is_marked_and_the_others_go_on)();
+    for (int kind = 0; kind < KINDS; kind++) {
+        DSG_NAME(test_noise_does_not_come_round_again)(kind);
+        DSG_NAME(test_a_level_equals_the_loop_written_out)(kind);
+        DSG_NAME(test_batch_equals_single_images_at_any_thread_count)(kind);
+        DSG_NAME(test_recorded_numbers_give_the_same_as_counted)(kind);
+        DSG_NAME(test_a_diverging_image_is_marked_and_the_others_go_on)(kind);
+        DSG_NAME(test_wrong_calls_are_refused)(kind);
+    }
+    DSG_NAME(test_a_proposal_is_taken_as_its_number_says)();
     DSG_NAME(test_euler_step_ends_at_the_denoised_image)();
-    DSG_NAME(test_wrong_calls_are_refused)();
 }

@@ -1,4 +1,4 @@
-/* Counter-based standard normals (Philox4x32-10, Box-Muller).
+/* Counter-based standard normals (Philox4x32-10, Box-Muller) and uniforms.
  *
  * A draw is a function of its key and the element's index alone: the same key gives
  * the same numbers at any thread count, in any order, in any batch.
@@ -38,5 +38,9 @@ void dsg_noise_block(float *restrict out, dsg_noise_key key, uint32_t block);
 /* out[i] = element i of the draw, i = 0..n-1; n <= DSG_NOISE_MOST. */
 void dsg_normal_f32(float *restrict out, dsg_noise_key key, size_t n);
 void dsg_normal_f64(double *restrict out, dsg_noise_key key, size_t n);
+
+/* One number of a draw that is not used for normals, (k + 1/2) 2^-32 with k uniform in
+ * 0..2^32-1: the first of the random words that the draw's normals would be made of. */
+double dsg_uniform(dsg_noise_key key);
 
 #endif

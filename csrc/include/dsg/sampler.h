@@ -7,6 +7,13 @@
  *                g <- P(g)                                      (with a projector)
  *                x <- x - eta g + sqrt(2 eta) n
  *
+ *     HMC        v <- m v - sqrt(eta) g + sqrt(2 (1 - m)) n     (damped; g as above)
+ *                x <- x + sqrt(eta) v
+ *
+ *     MH         x' = x + sqrt(eta) n, taken where ln U < likelihood / 2 (||A(x) -
+ * y||^2
+ *                - ||A(x') - y||^2) + prior / 2 (||x - x0hat||^2 - ||x' - x0hat||^2)
+ *
  * Zhang et al., "Improving Diffusion Inverse Problem Solving with Decoupled Noise
  * Annealing", CVPR 2025, Algorithm 1; the projection is Zirvi et al., ICLR 2025,
  * Appendix C.5: one decomposition a level, the noise is not projected. */
@@ -32,6 +39,9 @@ typedef struct dsg_noise {
     const uint32_t *image, *sample; /* one a batch item */
     uint32_t draw;                  /* of the first draw; a later one adds 1 */
 } dsg_noise;
+
+/* out (b) = dsg_uniform of the draw noise->draw of every batch item. */
+void dsg_uniform_batch(double *restrict out, size_t b, const dsg_noise *noise);
 
 #define DSG_PRECISION 32
 #include "dsg/precision.h"

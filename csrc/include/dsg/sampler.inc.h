@@ -26,3 +26,23 @@ dsg_status DSG_NAME(dsg_langevin)(dsg_real *x, double *sqnorm, const dsg_real *x
                                   const DSG_NAME(dsg_projector) *projector,
                                   const dsg_noise *noise, const dsg_real *recorded,
                                   const dsg_langevin_options *options);
+
+/* The same for HMC.  velocity (b, in) in place too, drawn by the caller before the
+ * first step; momentum in 0..1. */
+dsg_status DSG_NAME(dsg_hmc)(dsg_real *x, dsg_real *velocity, double *sqnorm,
+                             const dsg_real *x0hat, const dsg_real *y, size_t b,
+                             const DSG_NAME(dsg_op) *op,
+                             const DSG_NAME(dsg_projector) *projector,
+                             const dsg_noise *noise, const dsg_real *recorded,
+                             const dsg_langevin_options *options, double momentum);
+
+/* The same for Metropolis-Hastings, where sqnorm is that of the last x and accepted (b)
+ * counts the proposals taken.  A step takes two draws, normals and U, so that step k
+ * has numbers noise->draw + 2 k and + 2 k + 1; or normals and U come from recorded and
+ * uniforms (steps, b), which are both given or both NULL, else DSG_EVALUE.  A proposal
+ * that is not finite is not taken. */
+dsg_status DSG_NAME(dsg_mh)(dsg_real *x, double *sqnorm, double *accepted,
+                            const dsg_real *x0hat, const dsg_real *y, size_t b,
+                            const DSG_NAME(dsg_op) *op, const dsg_noise *noise,
+                            const dsg_real *recorded, const double *uniforms,
+                            const dsg_langevin_options *options);
