@@ -1,4 +1,4 @@
-"""The door to the C core: what comes in is checked and made dense here, once."""
+"""The door to what computes: what comes in is checked and made dense here, once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "as_array",
     "as_tensor",
+    "check_alike",
     "check_finite",
     "check_images",
     "dtype_name",
@@ -39,22 +40,31 @@ def as_tensor(x: Any, name: str) -> Tensor:
     raise TypeError(f"{name} must be a tensor or an array, got {type(x).__name__}")
 
 
-def as_array(x: Any) -> np.ndarray:
-    """A NumPy array of what a user gives as kernel or mask."""
+def as_array(x: Any, name: str) -> np.ndarray:
+    """A NumPy array of what a user gives as kernel or mask; a tensor of another device
+    is copied to the CPU.  TypeError for complex or half precision and what has no
+    values."""
     if isinstance(x, Tensor):
-        return x.detach().cpu().resolve_conj().resolve_neg().numpy()
-    return np.asarray(x)
+        if x.is_meta or x.dtype in (torch.bfloat16, torch.float16):
+            raise TypeError(
+                f"{name} must have real values, got {x.dtype} on {x.device}"
+            )
+        x = x.detach().cpu().resolve_conj().resolve_neg().numpy()
+    a = np.asarray(x)
+    if a.dtype.kind == "c" or a.dtype == np.float16:
+        raise TypeError(f"{name} must be real, in single or double, got {a.dtype}")
+    return a
 
 
 def prepare(x: Any, name: str) -> Tensor:
-    """Image batch as the core takes it: (B, C, H, W), float, CPU, dense, detached.
+    """Image batch as the backends take it: (B, C, H, W), float, dense, detached.
 
     Raises
     ------
     TypeError
         For a dtype other than float32 and float64.
     ValueError
-        For another number of axes or another device.
+        For another number of axes.
     """
     x = as_tensor(x, name)
     check_images(x, name)
@@ -62,7 +72,7 @@ def prepare(x: Any, name: str) -> Tensor:
 
 
 def check_images(x: Tensor, name: str) -> None:
-    """The checks of `prepare`."""
+    """The checks of `prepare`, which torch.compile can look through."""
     if x.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float32 or float64, got {x.dtype}")
     if x.ndim != 4:
@@ -70,8 +80,19 @@ def check_images(x: Tensor, name: str) -> None:
             f"{name} must have 4 axes (batch, channels, height, width), "
             f"got shape {tuple(x.shape)}"
         )
-    if x.device.type != "cpu":
-        raise ValueError(f"{name} must be on the CPU, got {x.device}")
+
+
+def check_alike(**pair: Tensor) -> None:
+    """TypeError unless the two have one dtype; ValueError unless one device."""
+    (one, a), (other, b) = pair.items()
+    if a.dtype != b.dtype:
+        raise TypeError(
+            f"{one} and {other} must have one dtype, got {a.dtype} and {b.dtype}"
+        )
+    if a.device != b.device:
+        raise ValueError(
+            f"{one} and {other} must be on one device, got {a.device} and {b.device}"
+        )
 
 
 def check_finite(x: Tensor, name: str) -> None:

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffstategrad import _core
+from diffstategrad._backend import backend
 from diffstategrad._options import is_int, is_real, nearest
-from diffstategrad._tensor import check_finite, dtype_name, prepare
+from diffstategrad._tensor import check_alike, check_finite, dtype_name, prepare
 from diffstategrad.noise import CounterNoise, content_keys
 
 __all__ = ["StateProjector", "Subspace"]
@@ -115,8 +115,8 @@ class StateProjector:
 
         Parameters
         ----------
-        grad : Tensor, shape (B, C, H, W), float32 or float64, CPU
-        state : Tensor, same shape and dtype
+        grad : Tensor, shape (B, C, H, W), float32 or float64
+        state : Tensor, same shape, dtype and device
             Diffusion state in [-1, 1] convention or raw latent units (the projection is
             invariant to its scale, not to an offset).
         iteration : int
@@ -124,15 +124,18 @@ class StateProjector:
 
         Raises
         ------
+        TypeError
+            If dtypes differ.
         ValueError
-            If shapes or dtypes differ or the state has NaN.
+            If shapes or devices differ or an entry is NaN or infinite.
         """
         grad, state = prepare(grad, "grad"), prepare(state, "state")
-        if (grad.shape, grad.dtype) != (state.shape, state.dtype):
+        if grad.shape != state.shape:
             raise ValueError(
-                f"grad and state must agree, got {tuple(grad.shape)} {grad.dtype} and "
-                f"{tuple(state.shape)} {state.dtype}"
+                f"grad and state must have one shape, got {tuple(grad.shape)} and "
+                f"{tuple(state.shape)}"
             )
+        check_alike(grad=grad, state=state)
         check_finite(grad, "grad")
         if iteration % self.period:
             return grad.clone()
@@ -150,7 +153,7 @@ class StateProjector:
             )
             source.draw = draw
             state = source.normal(state)
-        subspace = Subspace(tuple(state.shape), state.dtype)
+        subspace = Subspace(tuple(state.shape), state.dtype, state.device)
         subspace.prepare(state, self)
         return subspace
 
@@ -166,8 +169,12 @@ class StateProjector:
 class Subspace:
     """Singular subspaces of one batch of states, ready to be applied."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype):
-        self.native = _core.Projector(dtype_name(dtype), shape[0], tuple(shape[1:]))
+    def __init__(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ):
+        module = backend(device)
+        self.device = device
+        self.native = module.Projector(dtype_name(dtype), shape[0], tuple(shape[1:]))
 
     def prepare(self, state: Tensor, projector: StateProjector) -> None:
         """Replaces the factors by those of another state of the same shape."""
@@ -182,6 +189,8 @@ class Subspace:
     def apply(self, grad: Tensor) -> Tensor:
         """P(grad), a new tensor."""
         out = prepare(grad, "grad").clone()
+        if out.device != self.device:
+            raise ValueError(f"grad must be on {self.device}, got {out.device}")
         self.native.apply(out)
         return out
 

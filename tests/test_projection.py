@@ -363,11 +363,16 @@ def test_a_state_that_is_not_finite_is_refused(value):
 
 @pytest.mark.parametrize(
     "state",
-    [randn(1, 3, 4, 5), randn(2, 3, 4, 4), randn(1, 3, 4, 4, dtype=torch.float32)],
+    [randn(1, 3, 4, 5), randn(2, 3, 4, 4)],
 )
 def test_a_state_unlike_the_gradient_is_refused(state):
-    with pytest.raises(ValueError, match="grad and state must agree"):
+    with pytest.raises(ValueError, match="grad and state must have one shape"):
         StateProjector()(randn(1, 3, 4, 4), state=state)
+
+
+def test_a_state_of_another_dtype_is_refused():
+    with pytest.raises(TypeError, match="grad and state must have one dtype"):
+        StateProjector()(randn(1, 3, 4, 4), state=randn(1, 3, 4, 4).float())
 
 
 def test_wrong_tensors_are_refused():
@@ -382,10 +387,13 @@ def test_wrong_tensors_are_refused():
             call(good[0])
         with pytest.raises(TypeError, match=f"{name} must be float32 or float64"):
             call(good.half())
-        with pytest.raises(ValueError, match=f"{name} must be on the CPU"):
-            call(good.to("meta"))
         with pytest.raises(TypeError, match=f"{name} must be a tensor or an array"):
             call([1.0])
+    for grad, state in ((good, good.to("meta")), (good.to("meta"), good)):
+        with pytest.raises(ValueError, match=r"on one device, got (cpu|meta) and"):
+            StateProjector()(grad, state=state)
+    with pytest.raises(ValueError, match="grad must be on cpu, got meta"):
+        StateProjector().factors(good).apply(good.to("meta"))
     with pytest.raises(ValueError, match="grad must have shape"):
         StateProjector().factors(good).apply(randn(1, 3, 5, 4))
     with pytest.raises(TypeError, match="grad must be float64"):
@@ -393,7 +401,7 @@ def test_wrong_tensors_are_refused():
 
 
 def test_using_a_subspace_before_it_is_prepared_is_an_error():
-    subspace = Subspace((1, 1, 2, 2), torch.float64)
+    subspace = Subspace((1, 1, 2, 2), torch.float64, torch.device("cpu"))
     assert subspace.ranks is None and subspace.kept is None
     with pytest.raises(RuntimeError, match="before set-up"):
         subspace.apply(randn(1, 1, 2, 2))

@@ -2,13 +2,13 @@ r"""Inpainting: :math:`A = \operatorname{diag}(m)`, m = 1 where the pixel is see
 
 from __future__ import annotations
 
-from numbers import Integral
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from diffstategrad import _core
+from diffstategrad._options import as_pair, is_real, legacy_rng
 from diffstategrad._tensor import as_array
 from diffstategrad.operators.base import NativeOperator, Shape
 
@@ -22,10 +22,13 @@ class Inpainting(NativeOperator):
     ----------
     mask : array or Tensor of 0 and 1 (bool, integer or float), shape (H, W), (1, H, W)
         or (C, H, W)
-        1 = observed.  One plane is shared by all channels.
+        1 = observed.  One plane is shared by all channels.  Of another device, it is
+        copied to the CPU.
 
     Raises
     ------
+    TypeError
+        For a complex mask or one in half precision.
     ValueError
         For entries other than 0 and 1 or another number of axes.
 
@@ -34,9 +37,10 @@ class Inpainting(NativeOperator):
     box, random : the masks of the published codes.
     """
 
+    linear = True
+
     def __init__(self, mask: np.ndarray | Tensor):
-        super().__init__()
-        m = as_array(mask)
+        m = as_array(mask, "Inpainting: mask")
         if m.ndim == 2:
             m = m[None]
         if m.ndim == 4 and len(m) == 1:
@@ -49,6 +53,7 @@ class Inpainting(NativeOperator):
             raise ValueError("Inpainting: mask must hold only 0 and 1")
         self.mask = np.array(m, dtype=np.uint8, order="C")
         self.mask.flags.writeable = False  # handles keep what they were made of
+        self._shape = self.mask.shape  # torch.compile need not look at the array
 
     @classmethod
     def box(
@@ -73,22 +78,20 @@ class Inpainting(NativeOperator):
             Draws follow the published order (height, width, top, left), so that NumPy's
             legacy generator in the same state gives the same mask.
         """
-        height, width = _pair(size)
-        low, high = _pair(length)
+        height, width = as_pair(size, "box: size", 1)
+        low, high = as_pair(length, "box: length", 1)
         high += low == high
-        rows, columns = _pair(margin)
-        if not 1 <= low < high:
+        rows, columns = as_pair(margin, "box: margin", 0)
+        if low > high:
             raise ValueError(
                 f"box: length must be (low, high) with low < high, got {length}"
             )
-        if rows < 0 or columns < 0:
-            raise ValueError(f"box: margin must not be negative, got {margin}")
         if high - 1 + 2 * rows >= height or high - 1 + 2 * columns >= width:
             raise ValueError(
                 f"box: a box of {high - 1} with margins {(rows, columns)} does not fit "
                 f"into an image of {(height, width)}"
             )
-        rng = _legacy(seed)
+        rng = legacy_rng(seed)
         h, w = rng.randint(low, high), rng.randint(low, high)
         top = rng.randint(rows, height - rows - h)
         left = rng.randint(columns, width - columns - w)
@@ -114,13 +117,14 @@ class Inpainting(NativeOperator):
         seed : int or numpy.random.RandomState
             As in `box`; the draws are the share, then the pixels.
         """
-        height, width = _pair(size)
-        if isinstance(missing, int | float):
-            missing = (missing, missing)
-        low, high = missing
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"random: missing must lie in [0, 1], got {missing}")
-        rng = _legacy(seed)
+        height, width = as_pair(size, "random: size", 1)
+        pair = missing if isinstance(missing, tuple | list) else (missing, missing)
+        if len(pair) != 2:
+            raise ValueError(f"random: missing must be one share or two, got {missing}")
+        low, high = pair
+        if not (is_real(low) and is_real(high) and 0 <= low <= high <= 1):
+            raise ValueError(f"random: missing must lie in [0, 1], got {missing!r}")
+        rng = legacy_rng(seed)
         count = int(height * width * rng.uniform(low, high))
         lost = rng.choice(height * width, count, replace=False)
         mask = np.ones(height * width, np.uint8)
@@ -128,28 +132,16 @@ class Inpainting(NativeOperator):
         return cls(mask.reshape(height, width))
 
     def out_shape(self, shape: Shape) -> Shape:
-        c, h, w = self.mask.shape
+        c, h, w = self._shape
         if (h, w) != tuple(shape[1:]) or c not in (1, shape[0]):
             raise ValueError(
                 f"Inpainting: an image of shape {tuple(shape)} does not fit a mask of "
-                f"shape {self.mask.shape}"
+                f"shape {self._shape}"
             )
         return shape
 
-    def _create(self, dtype: str, shape: Shape) -> _core.Op:
-        return _core.mask(dtype, shape, self.mask)
+    def _create(self, module: ModuleType, dtype: str, shape: Shape) -> Any:
+        return module.mask(dtype, shape, self.mask)
 
     def spec(self) -> dict[str, Any]:
         return {"name": "inpainting", "mask": self.mask}
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """An int twice, or the pair that was given."""
-    return (value, value) if isinstance(value, Integral) else tuple(value)
-
-
-def _legacy(seed: int | np.random.RandomState) -> np.random.RandomState:
-    """The generator of the published masks; given one, its state moves on."""
-    if isinstance(seed, np.random.RandomState):
-        return seed
-    return np.random.RandomState(seed)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from diffstategrad._options import is_int
+from diffstategrad._options import is_int, is_real
 
 __all__ = ["MotionKernel", "motion_kernel"]
 
@@ -54,8 +54,10 @@ def motion_kernel(
     """
     if not is_int(size, 2):
         raise ValueError(f"motion blur: kernel_size must be an int >= 2, got {size!r}")
-    if not 0 <= intensity <= 1:
-        raise ValueError(f"motion blur: intensity must lie in [0, 1], got {intensity}")
+    if not (is_real(intensity) and 0 <= intensity <= 1):
+        raise ValueError(
+            f"motion blur: intensity must lie in [0, 1], got {intensity!r}"
+        )
 
     diagonal = np.sqrt(2) * 2 * size
     length = 0.75 * diagonal * (rng.uniform() + rng.uniform(0, intensity**2))

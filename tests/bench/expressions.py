@@ -1,10 +1,11 @@
 """What a torch user writes for the same work, in two forms.
 
-`Published*` and `published_*` follow the expressions of the published DPS, DAPS and
-DiffStateGrad codes: a dense grouped convolution after reflection padding, a gather for
-the bicubic resize, a full SVD, and autograd of the squared norm for every gradient.
-`careful_*` are what somebody who knows torch writes once it matters: separable or
-Fourier convolutions, matrix products, an explicit adjoint where it is a line.
+`published_*` follow the expressions of the published DPS, DAPS and DiffStateGrad codes:
+a dense grouped convolution after padding, a gather for the bicubic resize, a complex
+FFT of the padded image between two shifts, a full SVD, and autograd of the squared norm
+for every gradient.  `careful_*` are what somebody who knows torch writes once it
+matters: separable or Fourier convolutions, matrix products, real FFTs, closed forms, an
+explicit adjoint where it is a line.
 
 All gradients are those of half the squared norm of A(x) - y.
 """
@@ -31,13 +32,13 @@ def autograd_gradient(forward: Forward, x: Tensor, y: Tensor) -> Tensor:
 # ---- blur ----
 
 
-def published_blur(kernel: Tensor, channels: int) -> Forward:
-    """Reflection padding, then the whole kernel as a grouped convolution."""
+def published_blur(kernel: Tensor, channels: int, mode: str = "reflect") -> Forward:
+    """Padding, then the whole kernel as a grouped convolution."""
     weight = kernel.expand(channels, 1, *kernel.shape).contiguous()
     pad = kernel.shape[-1] // 2
 
     def forward(x: Tensor) -> Tensor:
-        padded = F.pad(x, (pad,) * 4, mode="reflect")
+        padded = F.pad(x, (pad,) * 4, mode=mode)
         return F.conv2d(padded, weight, groups=channels)
 
     return forward
@@ -133,6 +134,119 @@ def resize_matrix(size: int, factor: int) -> Tensor:
 def careful_resize_gradient(matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """B^T (B X B^T - Y) B."""
     return matrix.T @ (matrix @ x @ matrix.T - y) @ matrix
+
+
+# ---- phase retrieval ----
+
+
+def published_phase(pad: int) -> Forward:
+    """Magnitude of the shifted orthonormal FFT of (x + 1) / 2 within zeros."""
+    axes = (-2, -1)
+
+    def forward(x: Tensor) -> Tensor:
+        padded = F.pad(x * 0.5 + 0.5, (pad,) * 4).type(torch.complex64)
+        spectrum = torch.fft.fft2(torch.fft.ifftshift(padded, axes), norm="ortho")
+        return torch.fft.fftshift(spectrum, axes).abs()
+
+    return forward
+
+
+def careful_phase_gradient(y: Tensor, pad: int) -> Forward:
+    """The gradient at x, half the plane at a time: Re crop F^H [(|z| - y) z / |z|] / 2.
+
+    |z| is even, so that only the even part of y matters, which is found here once.
+    """
+    axes, size = (-2, -1), y.shape[-2:]
+    corner = torch.fft.ifftshift(y, axes)
+    even = 0.5 * (corner + corner.flip(axes).roll((1, 1), axes))
+    even = even[..., : size[1] // 2 + 1].contiguous()
+    height, width = (n - 2 * pad for n in size)
+
+    def gradient(x: Tensor) -> Tensor:
+        z = torch.fft.rfft2(x * 0.5 + 0.5, size, norm="ortho")
+        magnitude = z.abs()
+        z *= (magnitude - even) / magnitude.clamp_min(1e-30)
+        return 0.5 * torch.fft.irfft2(z, size, norm="ortho")[..., :height, :width]
+
+    return gradient
+
+
+# ---- data steps: argmin ||A x - y||^2 + rho ||x - v||^2 ----
+
+
+def conjugate_gradients(
+    forward: Forward, v: Tensor, y: Tensor, rho: float, tolerance: float
+) -> Tensor:
+    """(A^T A + rho) x = A^T y + rho v from x = v, until the carried residual is below
+    `tolerance` times the right-hand side; A^T A p is a gradient of autograd's."""
+    zero = torch.zeros_like(y)
+    b = rho * v - autograd_gradient(forward, torch.zeros_like(v), y)
+    limit = tolerance * b.norm()
+    x = v.clone()
+    r = b - autograd_gradient(forward, x, zero) - rho * x
+    p, rr = r.clone(), r.square().sum()
+    for _ in range(1000):
+        if rr.sqrt() <= limit:
+            break
+        q = autograd_gradient(forward, p, zero).add_(p, alpha=rho)
+        step = rr / (p * q).sum()
+        x += step * p
+        r -= step * q
+        before, rr = rr, r.square().sum()
+        p = r + rr / before * p
+    return x
+
+
+def careful_mask_prox(mask: Tensor, rho: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """(y + rho v) / (1 + rho) where the pixel is seen, v elsewhere."""
+    seen = mask.bool()
+
+    def prox(v: Tensor, y: Tensor) -> Tensor:
+        return torch.where(seen, (y + rho * v) / (1 + rho), v)
+
+    return prox
+
+
+def careful_circular_prox(
+    kernel: Tensor, height: int, width: int, rho: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Diagonal after a real FFT."""
+    size, (kh, kw) = (height, width), kernel.shape
+    padded = F.pad(kernel, (0, width - kw, 0, height - kh))
+    padded = padded.roll((-(kh // 2), -(kw // 2)), (0, 1))
+    transfer = torch.fft.rfft2(padded).conj()
+    gain = 1 / (transfer.abs().square() + rho)
+
+    def prox(v: Tensor, y: Tensor) -> Tensor:
+        b = transfer.conj() * torch.fft.rfft2(y) + rho * torch.fft.rfft2(v)
+        return torch.fft.irfft2(b * gain, size)
+
+    return prox
+
+
+def careful_separable_prox(
+    matrix: Tensor, rho: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """A(X) = R X R^T in every channel, diagonal in the singular vectors of R (m, n):
+    six products with thin factors."""
+    u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    d = torch.outer(s, s)
+    to_y = (d / (d.square() + rho)).float()
+    to_v = (rho / (d.square() + rho) - 1).float()
+    u, vt = u.float(), vt.float()
+
+    def prox(v: Tensor, y: Tensor) -> Tensor:
+        middle = to_y * (u.T @ y @ u) + to_v * (vt @ v @ vt.T)
+        return v + vt.T @ middle @ vt
+
+    return prox
+
+
+def blur_matrix(row: Tensor, size: int) -> Tensor:
+    """(size, size): one axis of a separable blur with reflected borders."""
+    pad = len(row) // 2
+    padded = F.pad(torch.eye(size)[:, None], (pad, pad), mode="reflect")
+    return F.conv1d(padded, row.view(1, 1, -1))[:, 0].T.contiguous()
 
 
 # ---- projector ----
