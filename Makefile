@@ -3,6 +3,7 @@
 #   make setup   system libraries, .venv, torch's CPU build unless a torch is there, build
 #   make demo    restore photographs, print a table, write demo/demo.png
 #   make test    lint, C checks with sanitizers, pytest, README code
+#   make test-interop   LPIPS, FID and deepinv, in .venv-interop (several GB: torchvision's torch)
 #   make bench   ratios against the torch expressions of the published codes
 #   make lint    ruff, mypy, clang-format
 #   make clean   removes what was built, keeps .venv;  make distclean removes that too
@@ -10,10 +11,12 @@
 PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
+VENV_INTEROP ?= .venv-interop
+INTEROP = torch==2.14.1 torchvision==0.29.1 deepinv==0.5.0 "torchmetrics[image]==1.9.0"
 # One thread each for the libraries beside our own: idle workers spin.
 QUIET = OMP_WAIT_POLICY=passive
 
-.PHONY: setup demo test bench lint check-c clean distclean
+.PHONY: setup demo test test-interop bench lint check-c clean distclean
 
 SYSTEM_LIBRARIES = openblas lapacke fftw3 fftw3f
 SYSTEM_PACKAGES = libopenblas-dev liblapacke-dev libfftw3-dev pkg-config
@@ -50,8 +53,29 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 demo: setup
 	$(QUIET) $(BIN)/diffstategrad demo --out demo
 
+# What the torch formulas of diffstategrad/reference promise like the compiled core.
+REFERENCE_TESTS = $(addprefix tests/test_,operators.py blind.py check.py projection.py metrics.py)
+
 test: setup lint check-c
 	$(QUIET) $(BIN)/pytest
+	DSG_BACKEND=reference $(QUIET) $(BIN)/pytest $(REFERENCE_TESTS)
+
+test-interop: $(VENV_INTEROP)/.installed
+	$(QUIET) $(VENV_INTEROP)/bin/pytest tests/interop
+
+$(VENV_INTEROP)/.libraries: | $(VENV)/.system
+	$(PYTHON) -m venv $(VENV_INTEROP)
+	$(VENV_INTEROP)/bin/pip install -q $(INTEROP) pytest "setuptools>=77" wheel
+	@touch $@
+
+# From a copy and not in place: the compiled module beside the sources is for the other torch.
+PACKAGE = setup.py pyproject.toml README.md LICENSE csrc configs diffstategrad
+$(VENV_INTEROP)/.installed: $(VENV_INTEROP)/.libraries $(SOURCES) \
+    $(shell find diffstategrad configs -name '*.py' -o -name '*.yaml' -o -name '*.safetensors')
+	copy=$$(mktemp -d) && cp -r $(PACKAGE) $$copy && \
+	    $(VENV_INTEROP)/bin/pip install -q --no-build-isolation "$$copy[metrics,deepinv]"; \
+	    done=$$?; rm -rf $$copy; exit $$done
+	@touch $@
 
 check-c: setup
 	$(MAKE) -C csrc check asan ubsan tsan
@@ -70,4 +94,4 @@ clean:
 	rm -rf build demo *.egg-info diffstategrad/_core*.so $(VENV)/.installed
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV_INTEROP)

@@ -14,6 +14,7 @@ and SSIM the mean over channels and over all windows wholly inside the image of
           \qquad C_1 = 0.01^2,\ C_2 = 0.03^2.
 
 The published codes measure in two ways, and their numbers differ; say which was used.
+`lpips` and `fid`, which need networks, are in `diffstategrad.perceptual`.
 
 References
 ----------
@@ -24,20 +25,19 @@ structural similarity", IEEE TIP 13(4), 2004.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffstategrad import _core
+from diffstategrad._backend import backend
 from diffstategrad._options import nearest
-from diffstategrad._tensor import check_finite, prepare
+from diffstategrad._range import Images, unit_pair
+from diffstategrad.perceptual import fid, lpips
 
-__all__ = ["nmse", "psnr", "ssim"]
-
-Images = TypeVar("Images", Tensor, np.ndarray)
+__all__ = ["fid", "lpips", "nmse", "psnr", "ssim"]
 
 _FLOORS = {"skimage": 0.0, "piq": 1e-8}
 #: Side of the Gaussian window of SSIM, in pixels.
@@ -78,8 +78,8 @@ def psnr(
             f"psnr: unknown convention {convention!r}{nearest(convention, _FLOORS)}"
         )
     floor = _FLOORS[convention]
-    u, v = _unit_range(x, ref, value_range)
-    return _per_image(lambda out: _core.psnr(out, u, v, 1.0, floor), x, u)
+    u, v = unit_pair(x, ref, value_range)
+    return _per_image(lambda out: backend(u.device).psnr(out, u, v, 1.0, floor), x, u)
 
 
 def nmse(
@@ -89,8 +89,8 @@ def nmse(
 
     Parameters, results and errors as in `psnr`.
     """
-    u, v = _unit_range(x, ref, value_range)
-    return _per_image(lambda out: _core.nmse(out, u, v), x, u)
+    u, v = unit_pair(x, ref, value_range)
+    return _per_image(lambda out: backend(u.device).nmse(out, u, v), x, u)
 
 
 def ssim(
@@ -124,7 +124,7 @@ def ssim(
     if window not in _WINDOWS:
         raise ValueError(f"ssim: unknown window {window!r}{nearest(window, _WINDOWS)}")
     code, size = _WINDOWS[window]
-    u, v = _unit_range(x, ref, value_range)
+    u, v = unit_pair(x, ref, value_range)
     factor = round(min(u.shape[2:]) / 256)
     if window == "gaussian" and downsample and factor > 1:
         u, v = F.avg_pool2d(u, factor), F.avg_pool2d(v, factor)
@@ -133,45 +133,12 @@ def ssim(
             f"ssim: the {window} window needs images of at least {size} x {size}, "
             f"got {u.shape[2]} x {u.shape[3]}"
         )
-    return _per_image(lambda out: _core.ssim(out, u, v, 1.0, code), x, u)
-
-
-def _unit_range(
-    x: Images, ref: Images, value_range: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Both images clipped and mapped to [0, 1]."""
-    low, high = value_range
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"value_range must be (low, high), got {value_range}")
-    u, v = prepare(x, "x"), prepare(ref, "ref")
-    if u.shape != v.shape:
-        raise ValueError(
-            f"x and ref must have one shape, got {tuple(u.shape)} and {tuple(v.shape)}"
-        )
-    if u.dtype != v.dtype:
-        raise TypeError(f"x and ref must have one dtype, got {u.dtype} and {v.dtype}")
-    if u[:1].numel() == 0 and len(u):
-        raise ValueError(f"images must not be empty, got shape {tuple(u.shape)}")
-    u, v = _clipped(u, "x", low, high), _clipped(v, "ref", low, high)
-    if (low, high) != (0, 1):
-        u, v = (t.sub(low).div_(high - low) for t in (u, v))
-    return u, v
-
-
-def _clipped(t: Tensor, name: str, low: float, high: float) -> Tensor:
-    """t within [low, high]; t itself where it is already."""
-    if t.numel() == 0:
-        return t
-    least, most = t.aminmax()
-    if low <= least and most <= high:  # false for NaN
-        return t
-    check_finite(t, name)
-    return t.clamp(low, high)
+    return _per_image(lambda out: backend(u.device).ssim(out, u, v, 1.0, code), x, u)
 
 
 def _per_image(measure: Callable[[Tensor], None], x: Images, u: Tensor) -> Images:
     """What `measure` writes, as a tensor, or as an array when the user gave one."""
-    out = torch.empty(len(u), dtype=torch.float64)
+    out = torch.empty(len(u), dtype=torch.float64, device=u.device)
     if len(u):
         measure(out)
     return cast(Images, out.numpy() if isinstance(x, np.ndarray) else out)
