@@ -15,6 +15,8 @@ if _core.__version__ != __version__:
 
 from diffstategrad import metrics, operators, priors
 from diffstategrad._core import NumericalError, set_num_threads
+from diffstategrad.check import check
+from diffstategrad.noise import GaussianNoise, PoissonNoise
 from diffstategrad.priors import GaussianPrior, Prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result
@@ -23,12 +25,15 @@ from diffstategrad.solve import solve
 
 __all__ = [
     "DAPS",
+    "GaussianNoise",
     "GaussianPrior",
     "NumericalError",
+    "PoissonNoise",
     "Prior",
     "Result",
     "StateProjector",
     "__version__",
+    "check",
     "describe",
     "methods",
     "metrics",

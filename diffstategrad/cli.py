@@ -85,9 +85,10 @@ def _add_rank(parser: argparse.ArgumentParser) -> None:
 
 
 def _solve(args: argparse.Namespace) -> None:
-    from diffstategrad.config import load_task, method_options
+    from diffstategrad.config import load_task
     from diffstategrad.images import check_format, load_image, save_image
     from diffstategrad.projection import StateProjector
+    from diffstategrad.samplers import method_options
     from diffstategrad.solve import solve
 
     task = load_task(args.task)
@@ -98,17 +99,19 @@ def _solve(args: argparse.Namespace) -> None:
     check_format(args.out)
     picture = load_image(args.picture, args.size)
     operator = task.build(tuple(picture.shape[-2:]))
+    if not args.measured:
+        try:
+            operator.out_shape(tuple(picture.shape[1:]))
+        except ValueError as error:
+            raise ValueError(
+                f"{args.task} does not fit a picture of {picture.shape[3]} x "
+                f"{picture.shape[2]}: crop it, or use --size ({error})"
+            ) from None
     y = (
         picture
         if args.measured
         else operator.measure(picture, task.sigma, seed=args.seed)
     )
-    restored = operator.image_shape(tuple(y.shape[1:]))
-    if not args.measured and restored != tuple(picture.shape[1:]):
-        raise ValueError(
-            f"{args.task} does not fit a picture of {picture.shape[3]} x "
-            f"{picture.shape[2]}: crop it, or use --size"
-        )
     result = solve(
         y,
         operator,

@@ -14,9 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffstategrad._options import nearest
 from diffstategrad.operators import Operator, build
-from diffstategrad.samplers import sampler_class
 
-__all__ = ["Task", "load_task", "method_options", "tasks"]
+__all__ = ["Task", "constants", "load_task", "published", "tasks"]
 
 
 class Task(BaseModel):
@@ -97,13 +96,43 @@ def load_task(name: str) -> Task:
         raise ValueError(f"{path}: {where}: {first['msg']}") from None
 
 
-def method_options(method: str, task: str) -> dict[str, Any]:
-    """Published constants of a method for a task; empty where none are known."""
-    sampler_class(method)
+def published(method: str) -> tuple[list[str], list[str]]:
+    """Names of the tasks and of the presets that a method's file has constants for."""
+    values = _method_file(method)
+    presets = values.get("presets", {})
+    parts = [values, *presets.values()]
+    return sorted({t for p in parts for t in p.get("tasks", {})}), sorted(presets)
+
+
+def _method_file(method: str) -> dict[str, Any]:
     path = _folder("methods") / f"{method}.yaml"
-    if not path.is_file():
-        return {}
-    values = _read(path)
+    values = _read(path) if path.is_file() else {}
     if not isinstance(values, dict):
-        raise ValueError(f"the constants of {method} must be keys and values")
-    return {**values.get("default", {}), **values.get("tasks", {}).get(task, {})}
+        raise ValueError(f"{path} must hold keys and values")
+    for part, known in (
+        (values, ("default", "tasks", "presets")),
+        *(
+            (preset, ("default", "tasks"))
+            for preset in values.get("presets", {}).values()
+        ),
+    ):
+        for key in part:
+            if key not in known:
+                raise ValueError(f"{path}: unknown key {key!r}{nearest(key, known)}")
+    return values
+
+
+def constants(
+    method: str, task: str | None = None, *, preset: str | None = None
+) -> dict[str, Any]:
+    """What a method's file says for a task (one it does not know has the defaults) and
+    a preset; ValueError for an unknown preset."""
+    values = _method_file(method)
+    presets = values.get("presets", {})
+    if preset is not None and preset not in presets:
+        raise ValueError(f"{method} has no preset {preset!r}{nearest(preset, presets)}")
+    options: dict[str, Any] = {}
+    for part in (values, presets.get(preset, {})):
+        options |= part.get("default", {})
+        options |= part.get("tasks", {}).get(task, {})
+    return options

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffstategrad.config import load_task, method_options
+from diffstategrad.config import load_task
 from diffstategrad.images import from_uint8, to_uint8
 from diffstategrad.priors import as_prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result
+from diffstategrad.samplers import method_options
 from diffstategrad.solve import solve
 
 __all__ = ["PHOTOGRAPHS", "TASKS", "photograph", "run"]

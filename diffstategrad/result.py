@@ -56,6 +56,9 @@ class Result:
     spec : dict
         All that is needed to run it again, seeds, masks and kernels included.
     warnings : list of str
+    details : dict
+        What the method has to say beside the images: which iterate it chose by which
+        rule, unknowns of the operator it found.
     """
 
     x: Tensor
@@ -67,6 +70,7 @@ class Result:
     trace: list[dict[str, Any]] = field(default_factory=list)
     spec: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def mean(self) -> Tensor:
@@ -148,6 +152,8 @@ class Result:
         from diffstategrad._figure import Figure
 
         sigma = [level["sigma"] for level in self.trace]
+        if None in sigma:  # a method without noise levels
+            return self._plot_iterations()
         ranks = [level["rank"] for level in self.trace if "rank" in level]
         figure = Figure(figsize=(9 if ranks else 5, 3.4), layout="constrained")
         axes = figure.subplots(1, 2 if ranks else 1, squeeze=False)[0]
@@ -159,6 +165,16 @@ class Result:
         for axis in axes:
             axis.set_xlabel("sigma")
             axis.invert_xaxis()
+        return figure
+
+    def _plot_iterations(self) -> Figure:
+        from diffstategrad._figure import Figure
+
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        axis = figure.subplots()
+        axis.semilogy([level["residual"] for level in self.trace])
+        axis.set_xlabel("iteration")
+        axis.set_ylabel("residual")
         return figure
 
     def __repr__(self) -> str:
@@ -203,6 +219,7 @@ class Result:
             "trace": self.trace,
             "spec": _take_arrays(self.spec, arrays),
             "warnings": self.warnings,
+            "details": _take_arrays(self.details, arrays),
         }
         metadata = {"format": _FORMAT, "record": json.dumps(record)}
         tensors = {name: array.contiguous() for name, array in arrays.items()}
@@ -222,7 +239,8 @@ class Result:
                     raise ValueError("another format")
                 arrays = {name: file.get_tensor(name) for name in file.keys()}
                 record = json.loads(metadata["record"])
-                record["spec"] = _give_arrays(record["spec"], arrays)
+                for part in ("spec", "details"):
+                    record[part] = _give_arrays(record[part], arrays)
                 names = ("x", "samples", "y", "residual")
                 _check_axes(*(arrays[name] for name in names))
                 return cls(**{name: arrays[name] for name in names}, **record)
@@ -274,7 +292,7 @@ def _take_arrays(value: Any, arrays: dict[str, Tensor]) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | Tensor):
-        name = f"spec.{len(arrays)}"
+        name = f"array.{len(arrays)}"
         arrays[name] = torch.from_numpy(np.array(value))
         return {_ARRAY: name}
     if isinstance(value, dict):

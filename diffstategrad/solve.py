@@ -16,10 +16,11 @@ from diffstategrad._options import is_int, is_real
 from diffstategrad._tensor import as_tensor, check_finite, dtype_name, prepare
 from diffstategrad.noise import CounterNoise, NoiseSource, TorchNoise, content_keys
 from diffstategrad.operators.base import Operator
-from diffstategrad.priors import Prior, as_prior
+from diffstategrad.priors import NoPrior, as_prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result, check_record
-from diffstategrad.samplers import Level, Problem, Sampler, as_sampler
+from diffstategrad.samplers import Level, Network, Problem, Sampler, as_sampler
+from diffstategrad.samplers.base import finite, square_norm
 
 __all__ = ["solve"]
 
@@ -27,6 +28,7 @@ __all__ = ["solve"]
 _CONSISTENT = (0.5, 2.0)
 
 
+@torch.inference_mode(False)  # which forbids methods to differentiate
 def solve(
     y: Tensor,
     operator: Operator,
@@ -59,7 +61,8 @@ def solve(
         The measurement of images in [-1, 1].
     operator : Operator
     prior : str, path, Prior or callable (x, sigma) -> x0
-        Name of a bundled prior, weights, or anything that denoises.
+        Name of a bundled prior, weights, or anything that denoises.  None for a method
+        without a network.
     method : str or Sampler
         See `methods()` and `describe(method)`.
     sigma : float > 0
@@ -85,10 +88,9 @@ def solve(
     progress : bool, optional
         Show a progress bar; default where somebody can see it.
     **method_options
-        Options of the method.
-
-    Options of the method that are not given have its own defaults; the published
-    constants of a task are `diffstategrad.config.method_options(method, task)`.
+        Options of the method.  `task="super_resolution"` takes the published constants
+        of that task, `preset="official"` the published code's slips too (see
+        `describe(method)`); options given beside them win.
 
     Returns
     -------
@@ -104,6 +106,11 @@ def solve(
     projector = _as_projector(project, sampler)
     if not isinstance(operator, Operator):
         raise TypeError(f"operator must be an Operator, got {type(operator).__name__}")
+    if operator.blind and not sampler.blind:
+        raise ValueError(
+            f"{sampler.name} needs to know the operator, and {type(operator).__name__} "
+            "has unknowns: use method='dmplug', or the operator of a known kernel"
+        )
     if not is_real(sigma):
         raise TypeError(f"sigma must be a number, got {type(sigma).__name__}")
     if not (math.isfinite(sigma) and sigma > 0):
@@ -119,6 +126,8 @@ def solve(
         dtype_name(dtype)
         y = as_tensor(y, "y").to(dtype)
     y = prepare(y, "y").clone()  # the Result keeps it
+    if y.device.type != "cpu":
+        raise ValueError(f"y must be on the CPU, got {y.device}")
     if len(y) == 0:
         raise ValueError("y is an empty batch")
     check_finite(y, "y")
@@ -130,17 +139,19 @@ def solve(
             f"y has images of shape {tuple(y.shape[1:])}, the operator measures "
             f"{tuple(expected)}"
         )
+    if prior is None and not sampler.needs_prior:
+        prior = NoPrior()
     prior = as_prior(prior)
     prior.check_shape(shape)
 
     b, chains = len(y), n_samples * len(y)
     images = content_keys(y) * n_samples
     samples = [s for s in range(n_samples) for _ in range(b)]
-    network = _Network(prior, batch or 1)
+    network = Network(prior, batch or 1)
     problem = Problem(
         y=y if n_samples == 1 else y.repeat(n_samples, 1, 1, 1),
         operator=operator,
-        denoise=network,
+        network=network,
         sigma=float(sigma),
         noise=_as_noise(seed, images, samples),
         start=y.new_empty((chains, *shape)),
@@ -163,9 +174,10 @@ def solve(
     seconds = time.perf_counter() - started
 
     stacked = x.reshape(n_samples, b, *shape)
+    apply = problem.outcome.apply or operator
     with torch.no_grad():
-        norms = [(operator(s) - y).double().flatten(1).norm(dim=1) for s in stacked]
-    residual = torch.stack(norms) / (float(sigma) * math.sqrt(y[0].numel()))
+        norms = square_norm(apply(x) - problem.y).sqrt()
+    residual = norms.reshape(n_samples, b) / (float(sigma) * math.sqrt(y[0].numel()))
     best = residual.nan_to_num(torch.inf).argmin(0)
     return Result(
         x=stacked[best, torch.arange(b)].clone(),
@@ -176,31 +188,9 @@ def solve(
         seconds=seconds,
         trace=report.trace,
         spec=spec,
+        details=problem.outcome.details,
         warnings=report.warnings + _residual_warnings(residual),
     )
-
-
-class _Network:
-    """The prior, some images at a time, counted."""
-
-    def __init__(self, prior: Prior, batch: int):
-        self.prior, self.batch = prior, batch
-        self.calls = 0
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        self.calls += 1
-        out = torch.empty_like(x)
-        for i in range(0, len(x), self.batch):
-            part = x[i : i + self.batch].clone()  # a prior may work in place
-            denoised = self.prior.denoise(part, sigma)
-            if denoised.shape != part.shape:
-                raise ValueError(
-                    f"the prior must keep the shape {tuple(part.shape)}, "
-                    f"got {tuple(denoised.shape)}"
-                )
-            out[i : i + self.batch] = denoised
-        return out
 
 
 class _Stop(Exception):
@@ -220,6 +210,7 @@ class _Report:
         if progress is None:
             progress = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.callback, self.levels = callback, levels
+        self.step_option: str | None = None
         self.scale = problem.sigma * math.sqrt(problem.y[0].numel())
         self.trace: list[dict[str, Any]] = []
         self.warnings: list[str] = []
@@ -230,8 +221,9 @@ class _Report:
 
     def run(self, sampler: Sampler, problem: Problem) -> Tensor:
         """The sampler's result, or the last level's where the run was cut short."""
+        self.step_option = sampler.step_option
         try:
-            return sampler.run(problem, self)
+            return self._ended(sampler.run(problem, self))
         except (_Stop, KeyboardInterrupt) as reason:
             if self.last is None:
                 raise
@@ -245,17 +237,29 @@ class _Report:
         x[sorted(self.diverged)] = torch.nan
         return x
 
+    def _ended(self, x: Tensor) -> Tensor:
+        """The result; a warning for images that were lost after the last level."""
+        lost = set(torch.nonzero(~finite(x)).flatten().tolist()) - self.diverged
+        if lost:
+            self.warnings.append(
+                f"{len(lost)} of {len(x)} runs ended with NaN or infinite values after "
+                "the last level"
+            )
+            x[sorted(lost)] = torch.nan
+        return x
+
     def __call__(self, level: Level) -> None:
         self.last = (level.index, level.x0y)
         self._note_divergence(level)
         residual = level.sqnorm.nanmean().sqrt().item() / self.scale
-        entry = {"sigma": level.sigma, "residual": residual}
+        entry: dict[str, Any] = {"sigma": level.sigma, "residual": residual}
         if level.ranks is not None and level.kept is not None:
             entry["rank"] = _mean(level.ranks)
             entry["kept"] = _mean(level.kept)
         self.trace.append(entry)
         self.bar.update()
-        self.bar.set_postfix(sigma=f"{level.sigma:.3g}", residual=f"{residual:.3g}")
+        sigma = {} if level.sigma is None else {"sigma": f"{level.sigma:.3g}"}
+        self.bar.set_postfix(**sigma, residual=f"{residual:.3g}")
         if self.callback is not None and self.callback(level) is True:
             self.warnings.append(
                 f"stopped by the callback after level {level.index + 1}"
@@ -266,11 +270,21 @@ class _Report:
         bad = set(torch.nonzero(level.sqnorm.isnan()).flatten().tolist())
         new = sorted(bad - self.diverged)
         self.diverged |= bad
-        if new:
+        where = f"level {level.index + 1}"
+        if level.sigma is not None:
+            where += f" (sigma {level.sigma:.3g})"
+        by_prior = level.prior_failed
+        blamed = [i for i in new if by_prior is not None and by_prior[i]]
+        if blamed:
             self.warnings.append(
-                f"{len(new)} of {len(level.sqnorm)} runs diverged at level "
-                f"{level.index + 1} (sigma {level.sigma:.3g}): lower the step size, or "
-                "see whether the prior gives finite images"
+                f"{len(blamed)} of {len(level.sqnorm)} runs diverged at {where}: the "
+                "prior gave images with NaN or infinite values"
+            )
+        if len(new) > len(blamed):
+            advice = f"lower `{self.step_option}`" if self.step_option else "see sigma"
+            self.warnings.append(
+                f"{len(new) - len(blamed)} of {len(level.sqnorm)} runs diverged at "
+                f"{where}: {advice}"
             )
         if len(bad) == len(level.sqnorm):
             raise _Stop
@@ -291,7 +305,9 @@ def _as_projector(
     if project is None or project is False:
         return None
     if sampler.projection is None:
-        raise ValueError(f"{sampler.name} has no measurement gradient to project")
+        raise ValueError(
+            f"{sampler.name} takes no projector: it {sampler.no_projection}"
+        )
     if project is True:
         return sampler.projection
     if not isinstance(project, StateProjector):

@@ -14,6 +14,7 @@ toys below, given by formula:
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -64,6 +65,15 @@ class Recording:
             share = np.where(error == 0, 0.0, error / bound)
         self.compared[name] = float(share.max(initial=0.0))
 
+    def close_norm(self, name: str, got: Any, *, rtol: float) -> None:
+        """||got - recorded|| <= rtol ||recorded||, Euclidean over all entries."""
+        want = np.asarray(self.arrays[name], dtype=np.float64)
+        got = np.asarray(got, dtype=np.float64)
+        assert got.shape == want.shape, f"{name}: {got.shape}, recorded {want.shape}"
+        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        assert error <= rtol, f"{name}: relative error {error:.3g}, {rtol:.3g} allowed"
+        self.compared[name] = error / rtol
+
     def equal(self, name: str, got: Any) -> None:
         np.testing.assert_array_equal(np.asarray(got), self.arrays[name], err_msg=name)
         self.compared[name] = 0.0
@@ -80,14 +90,17 @@ class Recording:
         assert not left, f"arrays neither compared nor known as inputs: {left}"
 
     def draws(self) -> Iterator[Tensor]:
-        """The recorded normal draws, in order."""
-        assert not self.arrays.get("noise_kind", np.zeros(1)).any(), "uniform draws"
-        numbers = self["noise_q"].astype(np.float32) / 32
-        ends = np.cumsum([np.prod(s[s > 0]) for s in self["noise_shape"]])
-        assert len(numbers) == ends[-1]
-        pieces = np.split(numbers, ends[:-1])
-        for shape, piece in zip(self["noise_shape"], pieces, strict=True):
-            yield torch.from_numpy(piece.reshape(shape[shape > 0]))
+        """The recorded draws in order, of both kinds: normal (0) and uniform (1)."""
+        shapes = [tuple(s[s > 0]) for s in self["noise_shape"]]
+        kinds = self.arrays.get("noise_kind", np.zeros(len(shapes), np.uint8))
+        numbers = [self["noise_q"].astype(np.float32) / 32]
+        numbers.append(self.arrays.get("noise_u", np.zeros(0, np.float32)))
+        taken = [0, 0]
+        for kind, shape in zip(kinds, shapes, strict=True):
+            start, taken[kind] = taken[kind], taken[kind] + int(np.prod(shape))
+            piece = numbers[kind][start : taken[kind]]
+            yield torch.from_numpy(piece.reshape(shape))
+        assert taken == [len(part) for part in numbers]
 
 
 def hash_unit(n: int, seed: int) -> np.ndarray:
@@ -99,6 +112,32 @@ def hash_unit(n: int, seed: int) -> np.ndarray:
         x *= np.uint32(factor)
     x ^= x >> np.uint32(16)
     return ((x >> np.uint32(8)) / 2**23 - 1).astype(np.float32)
+
+
+def formula_weight(
+    key: str, shape: tuple[int, ...], gain: float, salt: int
+) -> np.ndarray:
+    """The tensor that a recorded network has under this key of its state dict."""
+    seed = (zlib.crc32(key.encode()) + salt) & 0xFFFFFFFF
+    v = hash_unit(int(np.prod(shape)), seed).reshape(shape)
+    if key.endswith("embedding.weight"):  # a codebook
+        return v
+    if len(shape) >= 2:
+        fan = int(np.prod(shape[1:]))
+        return v * np.float32(gain * (3.0 / fan) ** 0.5)
+    if key.endswith("weight"):  # scales of a normalisation
+        return np.float32(1) + np.float32(0.1) * v
+    return np.float32(0.1) * v
+
+
+def fill_by_formula(
+    net: torch.nn.Module, *, gain: float = 1.0, salt: int = 0
+) -> torch.nn.Module:
+    """The network with every tensor replaced by its formula."""
+    for key, value in net.state_dict().items():
+        weight = formula_weight(key, tuple(value.shape), gain, salt)
+        value.copy_(torch.from_numpy(weight))
+    return net
 
 
 class ToyNetwork:

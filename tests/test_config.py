@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diffstategrad import DAPS, samplers
-from diffstategrad.config import Task, load_task, method_options, tasks
+from diffstategrad.config import Task, load_task, tasks
 from diffstategrad.operators import Downsample, GaussianBlur
+from diffstategrad.samplers import method_options
 
 GOOD = "description: d\noperator: {name: downsample, factor: 2}\nsigma: 0.05\n"
 
@@ -22,19 +23,23 @@ def written(tmp_path, text):
 def test_every_bundled_task_builds_and_measures(name):
     task = load_task(name)
     operator = task.build((256, 256))
-    y = operator.measure(torch.zeros(1, 3, 256, 256), task.sigma)
+    x = torch.zeros(1, 3, 256, 256)
+    y = operator.measure(x, task.sigma)
     assert y.shape == (1, *operator.out_shape((3, 256, 256)))
     # noise of standard deviation sigma, known to 1 / sqrt(2 n); five of them
-    assert abs(y.std().item() / task.sigma - 1) < 5 / (2 * y.numel()) ** 0.5
+    noise = y - operator(x)
+    assert abs(noise.std().item() / task.sigma - 1) < 5 / (2 * y.numel()) ** 0.5
     assert task.description
 
 
-def test_the_five_linear_tasks_of_the_papers_are_bundled():
+def test_the_tasks_of_the_papers_that_need_no_weights_are_bundled():
     assert tasks() == [
         "gaussian_deblur",
+        "high_dynamic_range",
         "inpaint_box",
         "inpaint_random",
         "motion_deblur",
+        "phase_retrieval",
         "super_resolution",
     ]
 
@@ -45,6 +50,20 @@ def test_published_constants_are_options_of_the_method(method, task):
     options = method_options(method, task)
     sampler = samplers.sampler_class(method)(**options)
     assert options.items() <= sampler.model_dump().items()
+
+
+@pytest.mark.parametrize("task", tasks())
+@pytest.mark.parametrize("preset", ["2025", "official", "hmc", "exact"])
+def test_presets_of_daps_are_options_of_it(preset, task):
+    options = method_options("daps", task, preset=preset)
+    assert options.items() <= DAPS(**options).model_dump().items()
+
+
+def test_the_published_hamiltonian_constants_replace_those_of_langevin():
+    options = method_options("daps", "inpaint_box", preset="hmc")
+    assert options["dynamics"] == "hmc" and options["version"] == "2025"
+    assert options["langevin_steps"] == 84 and options["momentum"] == 0.003
+    assert options["tau"] == 0.01  # from the default
 
 
 def test_constants_of_a_task_come_on_top_of_the_default():

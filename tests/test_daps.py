@@ -360,7 +360,7 @@ def test_the_two_versions_differ():
 @pytest.mark.parametrize(
     ("operator", "shape"),
     [
-        (Downsample(3), (2, 7, 10)),
+        (Downsample(3), (2, 6, 9)),
         (Inpainting([[1, 0, 1]]), (5, 1, 3)),
         (GaussianBlur(3, 1.0), (1, 2, 9)),
     ],
@@ -368,9 +368,6 @@ def test_the_two_versions_differ():
 def test_any_size_and_number_of_channels_works(operator, shape):
     prior = GaussianPrior(shape)
     y = operator.measure(prior.sample(2), SIGMA)
-    if operator.image_shape(tuple(y.shape[1:])) != shape:
-        shape = operator.image_shape(tuple(y.shape[1:]))
-        prior = GaussianPrior(shape)
     result = solve(y, operator, prior, project=True)
     assert result.x.shape == (2, *shape) and result.x.isfinite().all()
 
@@ -396,7 +393,7 @@ def test_divergence_is_reported_with_its_level_and_what_to_lower(operator, proje
     y = measured(2, dtype=torch.float32)
     result = solve(y, operator, lr=1e3, langevin_steps=30, project=project)
     (warning,) = result.warnings
-    assert warning.startswith("2 of 2 runs diverged at level 1 (sigma 10): lower the")
+    assert warning.startswith("2 of 2 runs diverged at level 1 (sigma 10): lower `lr`")
     assert result.x.isnan().all() and result.residual.isnan().all()
     assert result.trace == []
     assert "residual inf, inf" in repr(result)
@@ -413,7 +410,7 @@ def test_only_the_image_that_diverged_is_nan(operator, project):
     for i in (0, 2):
         assert torch.equal(result.x[i], expected.x[i])
     assert result.warnings[0].startswith("1 of 3 runs diverged at level 1 (sigma 10)")
-    assert "lower the step size" in result.warnings[0]
+    assert "lower `lr`" in result.warnings[0]
     assert len(result.trace) == 4
 
 

@@ -160,7 +160,7 @@ WRONG = {
         ValueError,
         "unknown method 'dapss'; did you mean 'daps'",
     ),
-    "method-unlike-any": ({"method": "xyz"}, ValueError, "'xyz'; one of daps"),
+    "method-unlike-any": ({"method": "xyz"}, ValueError, "'xyz'; one of admm, "),
     "method-class": ({"method": DAPS}, TypeError, "a configured method, got"),
     "method-none": ({"method": None}, TypeError, "got NoneType"),
     "option": (
@@ -295,7 +295,7 @@ def test_a_projector_may_be_switched_off_in_two_ways():
 def test_describing_a_method_lists_every_option():
     text = dsg.describe("daps")
     assert all(f"  {name} = " in text for name in DAPS.model_fields)
-    assert dsg.methods() == ["daps"]
+    assert "daps" in dsg.methods()
     with pytest.raises(ValueError, match="did you mean 'daps'"):
         dsg.describe("dap")
 
@@ -626,6 +626,7 @@ def arrays():
 
 def record(**changes):
     values = {"nfe": 1, "seconds": 1.0, "trace": [], "spec": {}, "warnings": []}
+    values["details"] = {}
     return json.dumps({**values, **changes})
 
 

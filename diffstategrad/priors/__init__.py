@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from diffstategrad._options import nearest
-from diffstategrad.priors.base import CallablePrior, Prior
+from diffstategrad.priors.base import CallablePrior, NoPrior, Prior
 from diffstategrad.priors.gaussian import GaussianPrior
 from diffstategrad.priors.network import NetworkPrior, load_prior
+from diffstategrad.priors.spectrum import PROFILES
 
 __all__ = [
     "BUNDLED",
     "CallablePrior",
     "GaussianPrior",
     "NetworkPrior",
+    "NoPrior",
     "Prior",
     "as_prior",
     "load_prior",
@@ -42,7 +44,9 @@ def as_prior(prior: Any) -> Prior:
         return prior
     if isinstance(prior, str) and prior in BUNDLED:
         weights = Path(str(files("diffstategrad.weights") / BUNDLED[prior]))
-        return load_prior(weights, name=prior)
+        bundled = load_prior(weights, name=prior)
+        bundled.profile = PROFILES.get(prior)
+        return bundled
     if isinstance(prior, str | Path):
         if Path(prior).is_file():
             return load_prior(prior)

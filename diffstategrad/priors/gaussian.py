@@ -19,6 +19,7 @@ from torch import Tensor
 from diffstategrad.noise import CounterNoise
 from diffstategrad.operators.base import Operator
 from diffstategrad.priors.base import Prior
+from diffstategrad.priors.spectrum import Spectrum
 
 __all__ = ["GaussianPrior"]
 
@@ -86,6 +87,12 @@ class GaussianPrior(Prior):
         source = CounterNoise(seed, range(n), [0] * n)
         white = source.normal(torch.empty((n, *self.shape), dtype=torch.float64))
         return self.mean + self._filter(white, self.spectrum.sqrt())
+
+    def power_spectrum(
+        self, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+    ) -> Spectrum:
+        self.check_shape(shape)
+        return Spectrum(self.spectrum.expand(self.shape), basis="fft")
 
     def covariance(self) -> Tensor:
         """Covariance of one channel, (H W, H W), float64; for small images."""

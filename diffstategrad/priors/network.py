@@ -1,14 +1,15 @@
 r"""A network as prior.
 
 The network sees :math:`z = x / \sqrt{1 + \sigma^2}` and the fractional time
-:math:`t(\sigma)`, and predicts either
+:math:`t(\sigma)`, and predicts
 
 - the noise: :math:`D(x; \sigma) = x - \sigma\, \epsilon(z, t)` (Karras et al.,
   NeurIPS 2022, Table 1, the VP column; so do DAPS's published priors), or
 - :math:`v = \sqrt{\bar\alpha}\,\epsilon - \sqrt{1 - \bar\alpha}\, x_0`:
   :math:`D(x; \sigma) = \sqrt{\bar\alpha}\, z - \sqrt{1 - \bar\alpha}\, v`
   (Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models",
-  ICLR 2022, Appendix D).
+  ICLR 2022, Appendix D), or
+- :math:`x_0` itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from diffstategrad.schedules import VPSchedule
 
 __all__ = ["NetworkPrior", "load_prior"]
 
-_PREDICTIONS = ("epsilon", "v")
+_PREDICTIONS = ("epsilon", "v", "start_x")
 
 
 class NetworkPrior(Prior):
@@ -38,9 +39,9 @@ class NetworkPrior(Prior):
     ----------
     network : callable
         Gets z (B, C, H, W) and t (B,), network times in 0..999, fractional.  The first
-        C channels of what it returns are the prediction; others (a learned variance)
-        are ignored.
-    prediction : "epsilon" or "v"
+        C channels of what it returns are the prediction, the next C, if any, the code
+        of a learned variance.
+    prediction : "epsilon", "v" or "start_x"
     schedule : VPSchedule
     channels, stride : int
         Of the images it takes.
@@ -49,7 +50,7 @@ class NetworkPrior(Prior):
     def __init__(
         self,
         network: Callable[[Tensor, Tensor], Tensor],
-        prediction: Literal["epsilon", "v"] = "epsilon",
+        prediction: Literal["epsilon", "v", "start_x"] = "epsilon",
         *,
         schedule: VPSchedule | None = None,
         channels: int | None = None,
@@ -65,24 +66,39 @@ class NetworkPrior(Prior):
         self.channels, self.stride = channels, stride
         self.name = name or getattr(network, "__qualname__", type(network).__qualname__)
 
-    @torch.no_grad()
+    def _call(self, z: Tensor, sigma: float) -> Tensor:
+        time = float(self.schedule.t_of_sigma(sigma))
+        t = torch.full((len(z),), time, dtype=z.dtype, device=z.device)
+        return self.network(z, t)
+
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         c_in = (1 + sigma * sigma) ** -0.5  # sqrt(alpha_bar)
-        time = float(self.schedule.t_of_sigma(sigma))
-        t = torch.full((len(x),), time, dtype=x.dtype, device=x.device)
-        out = self.network(c_in * x, t)[:, : x.shape[1]]
+        out = self._call(c_in * x, sigma)[:, : x.shape[1]]
         if self.prediction == "epsilon":
             return x - sigma * out
+        if self.prediction == "start_x":
+            return out
         return (c_in * c_in) * x - (sigma * c_in) * out
 
-    @torch.no_grad()
-    def eps(self, z: Tensor, t: float) -> Tensor:
-        time = torch.full((len(z),), float(t), dtype=z.dtype, device=z.device)
-        out = self.network(z, time)[:, : z.shape[1]]
+    def predict(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
+        if not 0 < alpha_bar < 1:
+            raise ValueError(f"predict needs 0 < alpha_bar < 1, got {alpha_bar}")
+        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
+        out, *code = self._call(z, sigma).split(z.shape[1], dim=1)
+        if self.prediction == "v":
+            out = alpha_bar**0.5 * out + (1 - alpha_bar) ** 0.5 * z
+        elif self.prediction == "start_x":
+            out = (z - alpha_bar**0.5 * out) / (1 - alpha_bar) ** 0.5
+        return out, code[0] if code else None
+
+    def estimate(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
+        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
+        out, *code = self._call(z, sigma).split(z.shape[1], dim=1)
         if self.prediction == "epsilon":
-            return out
-        alpha_bar = self.alpha_bar(t)
-        return alpha_bar**0.5 * out + (1 - alpha_bar) ** 0.5 * z
+            out = z / alpha_bar**0.5 - (1 / alpha_bar - 1) ** 0.5 * out
+        elif self.prediction == "v":
+            out = alpha_bar**0.5 * z - (1 - alpha_bar) ** 0.5 * out
+        return out, code[0] if code else None
 
     def spec(self) -> dict[str, Any]:
         return {

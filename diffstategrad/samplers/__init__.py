@@ -5,26 +5,59 @@ To add one: a file here with its options and its `run`, and its line in `SAMPLER
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from diffstategrad._options import nearest
-from diffstategrad.samplers.base import Level, Problem, Sampler
+from diffstategrad.config import constants, published, tasks
+from diffstategrad.samplers.base import Guide, Level, Problem, Sampler
 from diffstategrad.samplers.daps import DAPS
+from diffstategrad.samplers.diffpir import DiffPIR
+from diffstategrad.samplers.dmilo import DMILO, DMILOPGD
+from diffstategrad.samplers.dmplug import DMPlug
+from diffstategrad.samplers.dps import DPS, MCG
+from diffstategrad.samplers.network import Network
+from diffstategrad.samplers.score_ald import ScoreALD
+from diffstategrad.samplers.sdedit import SDEdit
+from diffstategrad.samplers.splitting import ADMM, HQS
+from diffstategrad.samplers.total_variation import ADMMTV, HQSTV
 
 __all__ = [
+    "ADMM",
+    "ADMMTV",
     "DAPS",
+    "DMILO",
+    "DMILOPGD",
+    "DPS",
+    "HQS",
+    "HQSTV",
+    "MCG",
     "SAMPLERS",
+    "DMPlug",
+    "DiffPIR",
+    "Guide",
     "Level",
+    "Network",
     "Problem",
+    "SDEdit",
     "Sampler",
+    "ScoreALD",
     "as_sampler",
     "describe",
+    "method_options",
     "methods",
     "sampler_class",
 ]
 
 #: Name -> class.
-SAMPLERS: dict[str, type[Sampler]] = {cls.name: cls for cls in (DAPS,)}
+SAMPLERS: dict[str, type[Sampler]] = {
+    cls.name: cls
+    for cls in (
+        *(DAPS, DPS, MCG, SDEdit, ScoreALD, DiffPIR),
+        *(HQS, ADMM, HQSTV, ADMMTV),
+        *(DMPlug, DMILO, DMILOPGD),
+    )
+}
 
 
 def methods() -> list[str]:
@@ -33,19 +66,38 @@ def methods() -> list[str]:
 
 
 def describe(method: str) -> str:
-    """A method's options, one a line: name, default, meaning."""
+    """A method's options, one a line: name, default, meaning; then the tasks and
+    presets with published constants."""
     cls = sampler_class(method)
     lines = [f"{cls.name}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
     for name, field in cls.model_fields.items():
-        choices = get_args(field.annotation)
-        among = f" (one of {', '.join(map(str, choices))})" if choices else ""
+        choices = _choices(field.annotation)
+        among = f" (one of {', '.join(choices)})" if choices else ""
         lines.append(f"  {name} = {field.default!r}: {field.description}{among}")
     project = (
-        "takes project=StateProjector(...)"
-        if cls.projection
-        else "has no measurement gradient"
+        "takes project=StateProjector(...)" if cls.projection else cls.no_projection
     )
-    return "\n".join([*lines, f"  ({project})"])
+    lines.append(f"  ({project})")
+    for kind, names in zip(("task", "preset"), published(method), strict=True):
+        if names:
+            lines.append(f"  constants for {kind}={', '.join(names)}")
+    return "\n".join(lines)
+
+
+def _choices(annotation: Any) -> list[str]:
+    """What an option of named values may be; nothing where any number will do."""
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    named = [choice for part in parts for choice in _choices(part)]
+    return [*named, "a number"] if named and float in map(_bare, parts) else named
+
+
+def _bare(annotation: Any) -> Any:
+    """The type that is annotated."""
+    return (
+        get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
+    )
 
 
 def sampler_class(method: str) -> type[Sampler]:
@@ -53,6 +105,36 @@ def sampler_class(method: str) -> type[Sampler]:
     if method not in SAMPLERS:
         raise ValueError(f"unknown method {method!r}{nearest(method, SAMPLERS)}")
     return SAMPLERS[method]
+
+
+def method_options(
+    method: str, task: str | None = None, *, preset: str | None = None
+) -> dict[str, Any]:
+    """Published constants of a method, from ``configs/methods/``.
+
+    Parameters
+    ----------
+    method : str
+    task : str, optional
+        For this task; those of no task where none are known for it.
+    preset : str, optional
+        A named set beside the constants: "official" reproduces the published code with
+        its slips.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method or preset.
+    """
+    cls = sampler_class(method)
+    options = constants(method, task, preset=preset)
+    for option in options:
+        if option not in cls.model_fields:
+            raise ValueError(
+                f"{method}.yaml: {method} has no option {option!r}"
+                f"{nearest(option, cls.model_fields)}"
+            )
+    return options
 
 
 def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
@@ -68,4 +150,12 @@ def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
         raise TypeError(
             f"method must be a name or a configured method, got {type(method).__name__}"
         )
-    return sampler_class(method)(**options)
+    cls = sampler_class(method)
+    options = dict(options)
+    task, preset = options.pop("task", None), options.pop("preset", None)
+    known = {*tasks(), *published(method)[0]}
+    if task is not None and task not in known:
+        raise ValueError(f"unknown task {task!r}{nearest(task, known)}")
+    if task is not None or preset is not None:
+        options = {**method_options(method, task, preset=preset), **options}
+    return cls(**options)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
@@ -14,53 +16,199 @@ from diffstategrad._options import nearest
 from diffstategrad.noise import NoiseSource
 from diffstategrad.operators.base import Operator
 from diffstategrad.projection import StateProjector
+from diffstategrad.samplers.network import Network
 
-__all__ = ["Level", "Problem", "Sampler"]
+__all__ = [
+    "LIMIT",
+    "Guide",
+    "Level",
+    "Outcome",
+    "PartGuide",
+    "Problem",
+    "Sampler",
+    "Survivors",
+    "finite",
+    "square_norm",
+]
+
+
+@dataclass
+class Outcome:
+    """What a sampler has to say beside the images.
+
+    Attributes
+    ----------
+    details : dict
+        JSON values and arrays, for `Result.details`.
+    apply : callable or None
+        A(x) with what a blind method has found; None where the operator says it.
+    """
+
+    details: dict[str, Any] = field(default_factory=dict)
+    apply: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Problem:
     """What a sampler is given; everything in it has been checked.
 
-    `denoise(x, sigma)` is the prior's, counted; `start` is an empty batch of the
-    images' shape, dtype and device (B, C, H, W).
+    Attributes
+    ----------
+    y : Tensor, shape (B, *out_shape)
+    operator : Operator
+    network : Network
+        The prior.
+    sigma : float
+    noise : NoiseSource
+    start : Tensor, shape (B, C, H, W)
+        An empty batch of the images' shape, dtype and device.
+    projector : StateProjector or None
+    outcome : Outcome
+        For the sampler to fill.
     """
 
     y: Tensor
     operator: Operator
-    denoise: Callable[[Tensor, float], Tensor]
+    network: Network
     sigma: float
     noise: NoiseSource
     start: Tensor
     projector: StateProjector | None
+    outcome: Outcome = field(default_factory=Outcome)
 
 
 @dataclass(frozen=True)
 class Level:
-    """One annealing level as a callback sees it.
+    """One level or iteration as a callback sees it.
 
     The tensors are the solver's own, (B, C, H, W): clone what you keep, change nothing.
 
     Attributes
     ----------
     index : int, from 0
-    sigma : float
+    sigma : float or None
+        Noise level of the state; None for a method that has none.
     xt : the state entering the level
     x0hat : the prior's estimate of the image
-    x0y : the estimate after the data step
+    x0y : the estimate after the data step: what an interrupted run returns
     sqnorm : ||A(x) - y||^2 of every image, float64, as the last data step saw it; NaN
         for an image that diverged
     ranks, kept : the projector's, per image and channel; None without one
+    prior_failed : bool of every image, or None
+        True where the prior's own estimate is not finite.
     """
 
     index: int
-    sigma: float
+    sigma: float | None
     xt: Tensor
     x0hat: Tensor
     x0y: Tensor
     sqnorm: Tensor
     ranks: tuple[tuple[int, ...], ...] | None = None
     kept: tuple[tuple[float, ...], ...] | None = None
+    prior_failed: Tensor | None = None
+
+
+#: A state with an entry beyond this has diverged, finite as it may be: clamped
+#: estimates would keep it so for ever.
+LIMIT = 1e6
+
+
+class Guide:
+    """The projection of measurement gradients in a method's loop.
+
+    Attributes
+    ----------
+    ranks, kept
+        Of the last decomposition, as in `Level`; None before and without a projector.
+    """
+
+    ranks: tuple[tuple[int, ...], ...] | None = None
+    kept: tuple[tuple[float, ...], ...] | None = None
+
+    def __init__(self, projector: StateProjector | None):
+        self.projector = projector
+
+    def __call__(self, gradient: Tensor, state: Tensor, iteration: int) -> Tensor:
+        """P(gradient), with the subspace of `state`; the gradient itself without a
+        projector and between its periods."""
+        projector = self.projector
+        if projector is None or iteration % projector.period:
+            return gradient
+        source = gradient if projector.subspace == "gradient" else state
+        factors = projector.factors(source, draw=iteration)
+        self.ranks, self.kept = factors.ranks, factors.kept
+        return factors.apply(gradient)
+
+
+class PartGuide:
+    """The same for a method that has some images of the batch at a time.
+
+    Attributes
+    ----------
+    ranks, kept
+        Of the last decomposition of every image, as in `Level`.
+    """
+
+    def __init__(self, projector: StateProjector | None, n: int):
+        self.guide = Guide(projector)
+        self._found: list[Any] = [None] * n
+
+    def __call__(
+        self, gradient: Tensor, state: Tensor, iteration: int, images: slice
+    ) -> Tensor:
+        """P(gradient) of these images; NaN where gradient or state are not finite."""
+        ok = (finite(gradient) & finite(state))[:, None, None, None]
+        self.guide.ranks = self.guide.kept = None
+        # the projector refuses what is not finite
+        gradient = self.guide(gradient.where(ok, 0), state.where(ok, 0), iteration)
+        ranks, kept = self.guide.ranks, self.guide.kept
+        if ranks is not None and kept is not None:
+            self._found[images] = zip(ranks, kept, strict=True)
+        return gradient.where(ok, torch.nan)
+
+    @property
+    def ranks(self) -> tuple[tuple[int, ...], ...] | None:
+        return None if None in self._found else tuple(r for r, _ in self._found)
+
+    @property
+    def kept(self) -> tuple[tuple[float, ...], ...] | None:
+        return None if None in self._found else tuple(k for _, k in self._found)
+
+
+def finite(x: Tensor) -> Tensor:
+    """(B,) True where every entry of an image is finite."""
+    return x.isfinite().flatten(1).all(1)
+
+
+def square_norm(x: Tensor) -> Tensor:
+    """(B,) ||x||^2 of every image, float64.
+
+    Row by row: a single sum over a large image would round differently alone than in a
+    batch, and with another number of torch's threads.
+    """
+    return x.double().square().sum(-1).flatten(1).sum(1)
+
+
+class Survivors:
+    """Images that stop being finite: they stay 0, out of the way, and end as NaN."""
+
+    def __init__(self, n: int):
+        self.diverged = torch.zeros(n, dtype=torch.bool)
+
+    def check(self, x: Tensor, *, limit: float = math.inf) -> Tensor:
+        """Notes the images of x that are not finite, or have an entry beyond `limit`,
+        and puts 0 there, in place; True for those that are new."""
+        bad = ~(finite(x) & (x.abs() <= limit).flatten(1).all(1)).cpu()
+        new = bad & ~self.diverged
+        self.diverged |= bad
+        x[self.diverged] = 0
+        return new
+
+    def mark(self, values: Tensor) -> Tensor:
+        """The values, (B, ...), with NaN for those images, in place."""
+        values[self.diverged] = torch.nan
+        return values
 
 
 class Sampler(BaseModel, ABC):
@@ -73,6 +221,14 @@ class Sampler(BaseModel, ABC):
     #: The projector's setting in the paper, or the natural one where it has none; None
     #: for a method without a measurement gradient.
     projection: ClassVar[StateProjector | None] = None
+    #: Why there is none, for the error of `solve(project=...)`.
+    no_projection: ClassVar[str] = "has no measurement gradient"
+    #: False for a method that takes prior=None.
+    needs_prior: ClassVar[bool] = True
+    #: True for a method that finds the unknowns of a `BlindOperator`.
+    blind: ClassVar[bool] = False
+    #: The option that sets the step size, for the warning of a run that diverges.
+    step_option: ClassVar[str | None] = None
 
     def __init__(self, **options: Any) -> None:
         for option, value in options.items():
@@ -88,7 +244,7 @@ class Sampler(BaseModel, ABC):
             super().__init__(**options)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "options"
+            where = next(iter(first["loc"]), "options")
             raise ValueError(
                 f"{self.name}: {where}: {first['msg']}, got {first['input']!r}"
             ) from None

@@ -1,22 +1,29 @@
-r"""DAPS: decoupled annealing posterior sampling, Langevin form, with DiffStateGrad.
+r"""DAPS: decoupled annealing posterior sampling, with DiffStateGrad.
 
 For noise levels :math:`\sigma_0 > \dots > \sigma_N = 0`, from :math:`x_t = \sigma_0 n`,
 
-1. :math:`\hat x_0` = end of the probability-flow ODE from :math:`x_t`, Euler steps;
+1. :math:`\hat x_0` = end of the probability-flow ODE from :math:`x_t`, Euler steps, or
+   the denoiser's mean;
 2. :math:`x \sim p(y \mid x)\, N(x; \hat x_0, \sigma_j^2 I)` by Langevin steps,
 
    .. math:: g = \tfrac{1}{\tau^2} A'^\top (A(x) - y)
                  + \tfrac{1}{\sigma_j^2} (x - \hat x_0), \qquad
-             x \leftarrow x - \eta_j P(g) + \sqrt{2 \eta_j}\, n;
+             x \leftarrow x - \eta_j P(g) + \sqrt{2 \eta_j}\, n,
 
+   or by those of `dynamics.py`, or drawn exactly as in `exact.py`;
 3. :math:`x_t = x + \sigma_{j+1} n`.
 
 With a projector, P projects onto the dominant subspace of :math:`\hat x_0`, decomposed
-once a level; the noise is not projected.  Without one P is the identity.
+once a level; the noise is not projected unless `project_noise` asks for it.  Without
+one P is the identity.
 
 Two generations of the published code exist.  "2024" is what the DiffStateGrad paper
-builds on.  "2025" doubles the likelihood term (the gradient of the un-halved norm),
-never uses sigma_min itself and stops the ODE at its last level instead of 0.
+builds on.  "2025" doubles the likelihood term (the gradient of the un-halved norm; not
+in MH), never uses sigma_min itself and stops the ODE at its last level instead of 0.
+
+The end of the ODE is distributed like a draw from :math:`p(x_0 \mid x_t)`, so that step
+2 counts the spread twice and overstates the variance, whatever the number of levels;
+with the denoiser's mean as centre the result tends to the posterior.
 
 References
 ----------
@@ -36,24 +43,32 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
-from diffstategrad import _core
+from diffstategrad._backend import backend
 from diffstategrad.projection import StateProjector, Subspace
-from diffstategrad.samplers.base import Level, Problem, Sampler
+from diffstategrad.samplers.base import Level, Problem, Sampler, Survivors
+from diffstategrad.samplers.dynamics import Chain, hmc, langevin, metropolis
+from diffstategrad.samplers.exact import Covariance, ExactDraw
 from diffstategrad.schedules import daps_annealing, daps_ode
 
 __all__ = ["DAPS"]
 
 
 class DAPS(Sampler):
-    """Options of DAPS; the defaults are the published ones for Gaussian deblurring."""
+    """Decoupled annealing; defaults as published for Gaussian deblurring."""
 
     name: ClassVar[str] = "daps"
     projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
+    step_option: ClassVar[str | None] = "lr"
 
     version: Annotated[Literal["2024", "2025"], BeforeValidator(str)] = Field(
         "2024", description="generation of the published code"
     )
     steps: int = Field(200, ge=1, description="annealing levels N")
+    centre: Literal["auto", "ode", "mean"] = Field(
+        "auto",
+        description="the estimate of a level: end of the ODE, or the denoiser's mean, "
+        "one network call; auto is the mean for exact draws, else the ODE",
+    )
     ode_steps: int = Field(
         5,
         ge=1,
@@ -63,34 +78,60 @@ class DAPS(Sampler):
     sigma_max: float = Field(100.0, gt=0, description="first noise level")
     sigma_min: float = Field(0.1, gt=0, description="last noise level")
     ode_sigma_min: float = Field(0.01, gt=0, description="last noise level of the ODE")
-    langevin_steps: int = Field(100, ge=1, description="Langevin steps a level")
-    lr: float = Field(
-        1e-4, gt=0, description="Langevin step size eta at the first level"
+    dynamics: Literal["langevin", "hmc", "mh", "exact"] = Field(
+        "langevin",
+        description="how a level is drawn: Langevin, damped Hamiltonian or "
+        "Metropolis-Hastings steps, or exactly",
     )
+    langevin_steps: int = Field(
+        100, ge=1, description="steps of Langevin, hmc or mh a level"
+    )
+    lr: float = Field(1e-4, gt=0, description="their step size eta at the first level")
     lr_min_ratio: float = Field(
         0.01,
         gt=0,
         le=1,
         description="step size at the last level over that at the first",
     )
+    momentum: float = Field(
+        0.9, ge=0, le=1, description="hmc: share m of the velocity that a step keeps"
+    )
     tau: float = Field(
         0.01,
         gt=0,
-        description="noise level of the likelihood; published: 0.01 whatever y has",
+        description="noise level of the likelihood; published: 0.01 whatever y has; "
+        "exact draws take that of y",
     )
     prior_score: Literal["gaussian", "score-min", "score-t", "exact"] = Field(
         "gaussian",
-        description="centre of the prior term: the ODE's end point, or Tweedie's with "
+        description="centre of the prior term: the level's estimate, or Tweedie's with "
         "the score at (x0hat, ode_sigma_min), at (xt, sigma), or at every x",
+    )
+    project_noise: bool = Field(
+        False, description="project the noise of the steps too, hmc's velocity with it"
+    )
+    covariance: Covariance = Field(
+        "spectral",
+        description="exact: spread of the image about the estimate, see exact.py",
+    )
+    signal_std: float | None = Field(
+        None, gt=0, description="capped: s; measured on the prior where not given"
     )
 
     @model_validator(mode="after")
-    def _ordered_levels(self) -> DAPS:
+    def _fits(self) -> DAPS:
         if not self.ode_sigma_min <= self.sigma_min < self.sigma_max:
             raise ValueError(
                 "levels must satisfy ode_sigma_min <= sigma_min < sigma_max, got "
                 f"{self.ode_sigma_min}, {self.sigma_min}, {self.sigma_max}"
             )
+        steps = self.dynamics in ("langevin", "hmc")
+        if self.prior_score != "gaussian" and self.dynamics == "exact":
+            raise ValueError(f"exact draws take no prior_score={self.prior_score!r}")
+        if self.prior_score == "exact" and not steps:
+            raise ValueError("prior_score='exact' needs langevin or hmc steps")
+        if self.project_noise and not steps:
+            raise ValueError("project_noise needs langevin or hmc steps")
         return self
 
     @property
@@ -98,22 +139,28 @@ class DAPS(Sampler):
         return self.steps
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
+        if problem.projector and self.dynamics in ("mh", "exact"):
+            raise ValueError(
+                f"daps with dynamics={self.dynamics!r} takes no projector: it has no "
+                "measurement gradient"
+            )
         sigmas = daps_annealing(
             self.version, self.steps, self.sigma_max, self.sigma_min
         )
-        diverged = torch.zeros(len(problem.start), dtype=torch.bool)
+        draw = self._exact(problem) if self.dynamics == "exact" else None
+        alive = Survivors(len(problem.start))
         xt = float(sigmas[0]) * problem.noise.normal(problem.start)
 
         for j, (sigma, sigma_next) in enumerate(pairwise(map(float, sigmas))):
-            x0hat = self._ode(problem, xt, sigma)
-            # An image that stops being finite stays 0, out of the way, and ends as NaN.
-            diverged |= ~_finite(x0hat)
-            x0hat[diverged] = 0
+            x0hat = self._estimate(problem, xt, sigma)
+            prior_failed = alive.check(x0hat)
             subspace = self._subspace(problem, x0hat, j)
-            x0y, sqnorm = self._langevin(problem, xt, x0hat, subspace, j, sigma)
-            diverged |= sqnorm.isnan()
-            x0y[diverged] = 0
-            sqnorm[diverged] = torch.nan
+            if draw is not None:
+                x0y, sqnorm = draw(x0hat, xt, sigma)
+            else:
+                x0y, sqnorm = self._chain(problem, xt, x0hat, subspace, j, sigma)
+            x0y[sqnorm.isnan()] = torch.nan
+            alive.check(x0y)
             report(
                 Level(
                     index=j,
@@ -121,22 +168,33 @@ class DAPS(Sampler):
                     xt=xt,
                     x0hat=x0hat,
                     x0y=x0y,
-                    sqnorm=sqnorm,
+                    sqnorm=alive.mark(sqnorm),
                     ranks=subspace.ranks if subspace else None,
                     kept=subspace.kept if subspace else None,
+                    prior_failed=prior_failed,
                 )
             )
             xt = (sigma_next * problem.noise.normal(x0y)).add_(x0y)
 
-        xt[diverged] = torch.nan
-        return xt
+        return alive.mark(xt)
 
-    def _ode(self, problem: Problem, xt: Tensor, sigma: float) -> Tensor:
-        """x0hat: the probability-flow ODE from (xt, sigma), Euler steps."""
+    def _exact(self, problem: Problem) -> ExactDraw:
+        draw = ExactDraw(problem, self.covariance, self.signal_std)
+        details = problem.outcome.details
+        if self.covariance == "capped":
+            details["signal_std"] = draw.std
+        details["cg_iterations"] = draw.iterations
+        return draw
+
+    def _estimate(self, problem: Problem, xt: Tensor, sigma: float) -> Tensor:
+        """x0hat: the probability-flow ODE from (xt, sigma), Euler steps; or D."""
+        auto = "mean" if self.dynamics == "exact" else "ode"
+        if (auto if self.centre == "auto" else self.centre) == "mean":
+            return problem.network.denoise(xt, sigma)
         x = xt.clone()
         grid = daps_ode(self.version, sigma, self.ode_steps, self.ode_sigma_min)
         for s, s_next in pairwise(map(float, grid)):
-            _core.euler_step(x, problem.denoise(x, s), s, s_next)
+            backend(x.device).euler_step(x, problem.network.denoise(x, s), s, s_next)
         return x
 
     def _subspace(self, problem: Problem, x0hat: Tensor, level: int) -> Subspace | None:
@@ -155,14 +213,14 @@ class DAPS(Sampler):
         """
         s = self.ode_sigma_min
         if self.prior_score == "score-t":
-            return problem.denoise(xt, sigma)
+            return problem.network.denoise(xt, sigma)
         if self.prior_score == "score-min":
-            return xt + (sigma / s) ** 2 * (problem.denoise(x0hat, s) - x0hat)
+            return xt + (sigma / s) ** 2 * (problem.network.denoise(x0hat, s) - x0hat)
         if self.prior_score == "exact":
-            return xt + (sigma / s) ** 2 * (problem.denoise(x, s) - x)
+            return xt + (sigma / s) ** 2 * (problem.network.denoise(x, s) - x)
         return x0hat
 
-    def _langevin(
+    def _chain(
         self,
         problem: Problem,
         xt: Tensor,
@@ -171,64 +229,26 @@ class DAPS(Sampler):
         level: int,
         sigma: float,
     ) -> tuple[Tensor, Tensor]:
-        """The level's Langevin steps: (x0y, squared residual norms, NaN = diverged)."""
+        """The level's steps: (x0y, squared residual norms, NaN = diverged)."""
         ratio = level / (self.steps if self.version == "2024" else self.steps + 1)
-        eta = self.lr * (1 + ratio * (self.lr_min_ratio - 1))
-        likelihood = (1 if self.version == "2024" else 2) / self.tau**2
-        prior = 1 / sigma**2
-
-        x = x0hat.clone()
-        centre = self._centre(problem, x, xt, x0hat, sigma)
-        native = problem.operator.native(tuple(x.shape[1:]), x.dtype)
-        projector = problem.projector
-        every_step_alike = self.prior_score != "exact" and (
-            projector is None
-            or (projector.period == 1 and projector.subspace != "gradient")
+        halved = self.version == "2024" or self.dynamics == "mh"
+        chain = Chain(
+            problem=problem,
+            start=x0hat,
+            centre=lambda x: self._centre(problem, x, xt, x0hat, sigma),
+            moving=self.prior_score == "exact",
+            subspace=subspace,
+            project_noise=self.project_noise,
+            steps=self.langevin_steps,
+            eta=self.lr * (1 + ratio * (self.lr_min_ratio - 1)),
+            likelihood=(1 if halved else 2) / self.tau**2,
+            prior=1 / sigma**2,
         )
-        if native is not None and every_step_alike:
-            return self._steps_in_core(
-                problem, x, centre, native, subspace, (eta, likelihood, prior)
-            )
-
-        failed = torch.zeros(len(x), dtype=torch.bool)
-        for step in range(self.langevin_steps):
-            if self.prior_score == "exact" and step > 0:
-                centre = self._centre(problem, x, xt, x0hat, sigma)
-            gradient, sqnorm = problem.operator.residual_gradient(x, problem.y)
-            gradient = likelihood * gradient + prior * (x - centre)
-            failed |= ~_finite(gradient)
-            gradient[failed] = 0
-            if projector and step % projector.period == 0:
-                factors = subspace or projector.factors(gradient)
-                gradient = factors.apply(gradient)
-            x = x - eta * gradient + (2 * eta) ** 0.5 * problem.noise.normal(x)
-        return x, torch.where(failed | ~_finite(x), torch.nan, sqnorm)
-
-    def _steps_in_core(
-        self,
-        problem: Problem,
-        x: Tensor,
-        centre: Tensor,
-        native: _core.Op,
-        subspace: Subspace | None,
-        weights: tuple[float, float, float],
-    ) -> tuple[Tensor, Tensor]:
-        """All steps of a level in one call, or one a call where the noise comes from
-        outside."""
-        sqnorm = torch.empty(len(x), dtype=torch.float64)
-        factors = subspace.native if subspace else None
-        arrays = (x, sqnorm, centre, problem.y, native, factors)
-        key = problem.noise.native(self.langevin_steps)
-        if key is not None:
-            _core.langevin(*arrays, key, self.langevin_steps, *weights)
-            return x, sqnorm
-        failed = torch.zeros(len(x), dtype=torch.bool)
-        for _ in range(self.langevin_steps):
-            _core.langevin(*arrays, problem.noise.normal(x), 1, *weights)
-            failed |= sqnorm.isnan()
-        return x, torch.where(failed, torch.nan, sqnorm)
-
-
-def _finite(x: Tensor) -> Tensor:
-    """(B,) True where every entry of an image is finite."""
-    return x.isfinite().flatten(1).all(1)
+        if self.dynamics == "hmc":
+            return hmc(chain, self.momentum)
+        if self.dynamics == "mh":
+            x0y, sqnorm, taken = metropolis(chain)
+            rates = problem.outcome.details.setdefault("acceptance", [])
+            rates.append(taken.tolist())
+            return x0y, sqnorm
+        return langevin(chain)

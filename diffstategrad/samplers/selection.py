@@ -1,0 +1,178 @@
+r"""Which iterate to return, without the truth.
+
+With :math:`r = \lVert A(x) - y \rVert / (\sigma \sqrt m)` over the m entries that were
+measured (lost pixels of an inpainting do not count), every image on its own:
+
+* "last": the last iterate;
+* "discrepancy": the first with :math:`r \le \tau`, else the one with the smallest r
+  (Morozov); looked at every `every` iterations and in the last one;
+* "es_wmv": the iterate where the moving variance :math:`v \leftarrow (1 - a)(v + a
+  \lVert d \rVert^2)`, :math:`d = x - e`, :math:`e \leftarrow e + a d`, a = 0.1, is
+  smallest, the first 100 iterations aside; stops after `patience` iterations without a
+  new minimum.  A run of at most 100 iterations returns its last;
+* "holdout": 5 % of the measured pixels are left out of the loss; the iterate with the
+  smallest error on them.
+
+All of them are functions of the measurement, the operator and the iterates.  The
+published codes choose by PSNR against the truth; their figures are those of an oracle.
+
+References
+----------
+Wang et al., "Early stopping for deep image prior", TMLR 2023 (ES-WMV).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from diffstategrad.noise import CounterNoise, content_keys
+from diffstategrad.operators import Compose, Inpainting, Operator
+from diffstategrad.samplers.base import square_norm
+
+__all__ = ["Rule", "Selection", "held_out", "measured"]
+
+Rule = Literal["last", "discrepancy", "es_wmv", "holdout"]
+
+#: Sample index of the held-out pixels' numbers, apart from all other streams.
+_HOLDOUT = 2**32 - 3
+_RATE = 0.1  # a of the moving variance
+_IGNORED = 100  # iterations before it means anything
+
+
+def measured(operator: Operator, y: Tensor) -> Tensor:
+    """1 for the entries of y that say something of the image, 0 for others."""
+    while isinstance(operator, Compose):
+        operator = operator.outer
+    if isinstance(operator, Inpainting):
+        return torch.from_numpy(operator.mask.copy()).to(y).expand_as(y)
+    return torch.ones_like(y)
+
+
+def held_out(operator: Operator, y: Tensor, share: float = 0.05) -> Tensor:
+    """True for a random share of the measured pixels, with all their channels; at least
+    one in every image.  A function of y alone."""
+    known = measured(operator, y) > 0
+    pixels = known.any(1, keepdim=True)
+    source = CounterNoise(0, content_keys(y), [_HOLDOUT] * len(y))
+    number = source.uniform(y[:, :1]).masked_fill(~pixels, torch.inf)
+    count = (share * pixels.flatten(1).sum(1)).round().long().clamp_min(1)
+    limit = number.flatten(1).sort(1).values.gather(1, count[:, None] - 1)
+    return (number <= limit[:, :, None, None]) & known
+
+
+class Selection:
+    """Follows the iterates of a batch and keeps of each image the one to return.
+
+    Parameters
+    ----------
+    rule : Rule
+    operator, y, sigma
+        Of the problem.
+    steps : int
+        How many iterates there will be, unless it is cut short.
+    tau, every
+        Of "discrepancy".
+    patience
+        Of "es_wmv".
+    holdout : Tensor, optional
+        What `held_out` gave, for "holdout".
+
+    Attributes
+    ----------
+    best : Tensor, shape (B, C, H, W)
+        The iterates to return if the run ended now.
+    done : bool of every image
+        True where no later iterate will be taken.
+    details : dict
+        For `Result.details`, kept up to date: the rule and, of every image (of several
+        samples: sample by sample), the index of the iterate and its r.
+    """
+
+    best: Tensor
+
+    def __init__(
+        self,
+        rule: Rule,
+        operator: Operator,
+        y: Tensor,
+        sigma: float,
+        *,
+        steps: int,
+        tau: float = 1.0,
+        every: int = 1,
+        patience: int = 1000,
+        holdout: Tensor | None = None,
+    ):
+        self.rule, self.y, self.sigma, self.steps = rule, y, sigma, steps
+        self.tau, self.every, self.patience = tau, every, patience
+        self.weight = measured(operator, y)
+        self.scale = sigma * square_norm(self.weight).clamp_min(1).sqrt().cpu()
+        self.holdout = holdout
+        n = len(y)
+        self.done = torch.zeros(n, dtype=torch.bool)
+        self.details: dict[str, Any] = {
+            "rule": rule,
+            "index": [None] * n,
+            "residual": [None] * n,
+        }
+        self._index = torch.full((n,), -1)
+        self._value = torch.full((n,), torch.inf, dtype=torch.float64)
+        self._variance = torch.zeros(n, dtype=torch.float64)
+        self._mean: Tensor | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True when no image can change any more."""
+        return bool(self.done.all())
+
+    def update(self, k: int, x: Tensor, predicted: Tensor) -> Tensor:
+        """Looks at iterate k and its A(x); True for the images that now return it."""
+        error = predicted - self.y
+        residual = square_norm(self.weight * error).sqrt().cpu() / self.scale
+        take = self._better(k, x, error, residual) & ~self.done
+        if k == 0:
+            self.best = x.clone()
+        self.best[take] = x[take]
+        self._index[take] = k
+        for i in take.nonzero().flatten().tolist():
+            self.details["index"][i] = k
+            self.details["residual"][i] = residual[i].item()
+
+        if self.rule == "discrepancy":
+            self.done |= take & (residual <= self.tau)
+        elif self.rule == "es_wmv" and k >= _IGNORED:
+            self.done |= k - self._index >= self.patience
+        return take
+
+    def _better(self, k: int, x: Tensor, error: Tensor, residual: Tensor) -> Tensor:
+        """True for the images that prefer iterate k to what they have."""
+        finite = residual.isfinite()
+        if self.rule == "last":
+            return finite
+        if self.rule == "discrepancy":
+            if k % self.every and k < self.steps - 1:
+                return torch.zeros_like(finite)
+            value = residual
+        elif self.rule == "holdout":
+            assert self.holdout is not None
+            value = square_norm(error.masked_fill(~self.holdout, 0)).cpu()
+        else:
+            value = self._moving_variance(x)
+            if k < _IGNORED:
+                return finite
+        better = finite & (value < self._value)
+        self._value = torch.where(better, value, self._value)
+        return better
+
+    def _moving_variance(self, x: Tensor) -> Tensor:
+        """v after x."""
+        if self._mean is None:
+            self._mean = x.clone()
+        d = x - self._mean
+        self._mean += _RATE * d
+        square = square_norm(d).cpu()
+        self._variance = (1 - _RATE) * (self._variance + _RATE * square)
+        return self._variance
