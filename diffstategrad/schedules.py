@@ -24,6 +24,7 @@ Annealing", CVPR 2025 (DAPS), and its two published codes for the two grids.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "DDIMGrid",
     "DDPMTables",
     "SqrtVPSchedule",
+    "TableSchedule",
     "VPSchedule",
     "beta_table",
     "daps_annealing",
@@ -113,6 +115,44 @@ class SqrtVPSchedule:
         root = np.cbrt(cube + b**3)
         # root - b written without cancellation
         return 1000 * cube / (root * root + root * b + b * b) / a
+
+
+@dataclass(frozen=True)
+class TableSchedule:
+    r"""The discrete schedule of :func:`beta_table`, by default latent diffusion's.
+
+    Network time `t` is the index of the table, 0..n - 1;
+    :math:`\ln\bar\alpha` is linear in between.  Times and levels beyond the ends
+    are those of the ends: with the default 0 has sigma = 0.0388, 999 has 83.8.
+    """
+
+    start: float = 0.0015
+    end: float = 0.0195
+    n: int = 1000
+    sqrt: bool = True
+
+    @cached_property
+    def _log(self) -> np.ndarray:
+        """-ln alpha_bar of every time."""
+        betas = beta_table(self.start, self.end, n=self.n, sqrt=self.sqrt)
+        return -np.cumsum(np.log1p(-betas))
+
+    def _at(self, t: ArrayLike) -> np.ndarray:
+        times = np.asarray(t, dtype=np.float64)
+        return np.interp(times, np.arange(self.n), self._log)
+
+    def alpha_bar(self, t: ArrayLike) -> np.ndarray:
+        """Signal variance left at network time `t`, fractions allowed."""
+        return np.exp(-self._at(t))
+
+    def sigma_of_t(self, t: ArrayLike) -> np.ndarray:
+        """Noise level sigma > 0 of network time `t`, in units of the latent."""
+        return np.sqrt(np.expm1(self._at(t)))
+
+    def t_of_sigma(self, sigma: ArrayLike) -> np.ndarray:
+        """Network time (fractional, not rounded) of noise level `sigma`."""
+        log = np.log1p(np.asarray(sigma, dtype=np.float64) ** 2)
+        return np.interp(log, self._log, np.arange(self.n))
 
 
 def poly_grid(smax: float, smin: float, n: int, rho: float = 7.0) -> np.ndarray:

@@ -5,6 +5,7 @@ import pytest
 
 from diffstategrad.schedules import (
     SqrtVPSchedule,
+    TableSchedule,
     VPSchedule,
     beta_table,
     daps_annealing,
@@ -41,6 +42,25 @@ def test_continuous_schedules_are_close_to_the_tables_they_stand_for():
         table = np.log(np.cumprod(1 - betas))[[99, 499, 999]]
         curve = np.log(schedule.alpha_bar(np.array([99, 499, 999])))
         np.testing.assert_allclose(curve, table, rtol=0.03)
+
+
+def test_table_schedule_is_its_table_and_stops_at_its_ends():
+    schedule = TableSchedule()
+    abar = np.cumprod(1 - beta_table(0.0015, 0.0195, sqrt=True))
+    np.testing.assert_allclose(schedule.alpha_bar(np.arange(1000)), abar, rtol=1e-12)
+    t = np.array([0, 0.25, 499.5, 998.75, 999])
+    np.testing.assert_allclose(
+        schedule.t_of_sigma(schedule.sigma_of_t(t)), t, rtol=0, atol=1e-9
+    )
+    # spec of the published latent models: sigma 0.0388 and 83.82 at the ends
+    ends = schedule.sigma_of_t([-5, 0, 999, 2000])
+    np.testing.assert_allclose(ends, [0.0388, 0.0388, 83.82, 83.82], rtol=2e-3)
+    np.testing.assert_array_equal(schedule.t_of_sigma([0, 1e3]), [0, 999])
+
+
+def test_table_schedule_has_the_native_times_of_the_latent_models():
+    t = TableSchedule().t_of_sigma([10, 3, 1, 0.3, 0.1])
+    np.testing.assert_allclose(t, [736.8, 517.0, 254.0, 49.6, 5.5], atol=0.06)
 
 
 def test_t_of_sigma_has_the_values_of_the_published_preconditioning():

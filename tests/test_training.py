@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import signal
 import subprocess
@@ -12,25 +13,40 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from diffstategrad.models import load_network
+from diffstategrad.models import (
+    Autoencoder,
+    load_autoencoder,
+    load_network,
+    save_autoencoder,
+)
+from diffstategrad.models.autoencoder import nearest_code
 from diffstategrad.schedules import VPSchedule
-from diffstategrad.training import train
+from diffstategrad.training import tasks, train
 from diffstategrad.training.config import (
+    LatentConfig,
     NoiseConfig,
     OptimiserConfig,
     PhaseConfig,
     StreamConfig,
+    TrainingConfig,
     load_config,
 )
 from diffstategrad.training.evaluate import (
     LEVELS,
     evaluate,
+    latent_errors,
     network_estimate,
+    photograph,
+    reconstruction,
     total_variation,
 )
+from diffstategrad.training.evaluate import main as evaluate_main
+from diffstategrad.training.leaves import scene
 from diffstategrad.training.stream import SceneWindow, draw_sigma, noisy_batch
+from diffstategrad.training.tasks import lloyd
 from diffstategrad.training.trainer import learning_rate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,12 +63,64 @@ phases:
 log_every: 2
 """
 
+TINY_VQ = """
+name: tiny
+seed: 7
+stream: {size: 32, scenes: 4, steps_per_scene: 2}
+autoencoder: {channels: [4, 8], factor: 2, groups: 4, codes: 32}
+optimiser: {lr: 1.0e-3, warmup_steps: 3, decay_steps: 4}
+phases:
+  - {steps: 4, crop: 16, batch: 2, quantise: false}
+  - {steps: 8, crop: 16, batch: 2}
+log_every: 2
+"""
+
+TINY_LATENT = """
+name: tiny
+seed: 7
+stream: {size: 32, scenes: 4, steps_per_scene: 2}
+network: {channels: [8, 16], groups: 4, factor: 1}
+latent: {autoencoder: AUTOENCODER}
+optimiser: {lr: 1.0e-3, warmup_steps: 3, decay_steps: 4}
+phases:
+  - {steps: 6, crop: 4, batch: 2}
+  - {steps: 6, crop: 8, batch: 1, lr_scale: 0.5}
+log_every: 2
+"""
+
 
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def first_stage(tmp_path):
+    torch.manual_seed(0)
+    net = Autoencoder((4, 8), factor=2, groups=4, codes=16)
+    net.scale = 3.0
+    path = tmp_path / "first_stage.safetensors"
+    save_autoencoder(path, net, {"name": "first_stage"})
+    return path
+
+
+@pytest.fixture
+def latent_config(tmp_path, first_stage):
+    path = tmp_path / "latent.yaml"
+    path.write_text(TINY_LATENT.replace("AUTOENCODER", str(first_stage)))
+    return path
+
+
+@pytest.fixture(params=["pixel", "autoencoder", "latent"])
+def any_config(request, config):
+    """One recipe of every kind, all named `tiny` and of 12 steps."""
+    if request.param == "latent":
+        return request.getfixturevalue("latent_config")
+    if request.param == "autoencoder":
+        config.write_text(TINY_VQ)
+    return config
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +135,17 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _small_sheet(monkeypatch):
     """The sheet of the real size costs seconds and has a test of its own."""
-    from diffstategrad.training import samples, trainer
+    from diffstategrad.training import samples, tasks
 
     monkeypatch.setattr(
-        trainer,
+        tasks,
         "write_samples",
-        lambda *a: samples.write_samples(*a, size=16, steps=2),
+        lambda *a, **k: samples.write_samples(*a, **k, size=16, steps=2),
+    )
+    monkeypatch.setattr(
+        tasks,
+        "write_reconstructions",
+        lambda *a: samples.write_reconstructions(*a, size=16),
     )
 
 
@@ -87,9 +160,9 @@ def _same_tensors(a, b):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_training_writes_network_log_samples_and_checkpoint(config, tmp_path):
+def test_training_writes_network_log_samples_and_checkpoint(any_config, tmp_path):
     out = tmp_path / "run"
-    exported = train(config, out, progress=False, workers=0)
+    exported = train(any_config, out, progress=False, workers=0)
     assert exported == out / "tiny.safetensors"
     assert sorted(p.name for p in out.iterdir()) == [
         "checkpoint.safetensors",
@@ -97,9 +170,6 @@ def test_training_writes_network_log_samples_and_checkpoint(config, tmp_path):
         "samples.png",
         "tiny.safetensors",
     ]
-    _, metadata = load_network(exported)
-    assert metadata["training"]["steps"] == 12
-    assert metadata["schedule"] == {"type": "VP", "beta_min": 0.1, "beta_d": 19.9}
     rows = _rows(out / "log.csv")
     assert [row["step"] for row in rows] == ["2", "4", "6", "8", "10", "12"]
     assert all(float(row["loss"]) > 0 for row in rows)
@@ -107,13 +177,128 @@ def test_training_writes_network_log_samples_and_checkpoint(config, tmp_path):
     assert elapsed == sorted(elapsed)
 
 
+def test_exported_pixel_prior_says_how_it_is_used(config, tmp_path):
+    exported = train(config, tmp_path / "run", steps=2, progress=False, workers=0)
+    _, metadata = load_network(exported)
+    assert metadata["training"]["steps"] == 2
+    assert metadata["prediction"] == "v"
+    assert metadata["schedule"] == {"type": "VP", "beta_min": 0.1, "beta_d": 19.9}
+
+
+def test_exported_latent_prior_names_its_autoencoder(
+    latent_config, first_stage, tmp_path
+):
+    exported = train(latent_config, tmp_path / "run", progress=False, workers=0)
+    net, metadata = load_network(exported)
+    assert net.architecture["image_channels"] == 4
+    assert metadata["schedule"] == {
+        "type": "table",
+        "start": 0.0015,
+        "end": 0.0195,
+        "n": 1000,
+        "sqrt": True,
+    }
+    assert metadata["latent"] == {
+        "autoencoder": "first_stage",
+        "sha256": hashlib.sha256(first_stage.read_bytes()).hexdigest(),
+        "channels": 4,
+        "stride": 4,
+    }
+
+
+def test_exported_autoencoder_has_latents_of_unit_variance(config, tmp_path):
+    config.write_text(TINY_VQ)
+    net, _ = load_autoencoder(
+        train(config, tmp_path / "run", progress=False, workers=0)
+    )
+    scenes = [scene(7 + tasks._HELD_OUT, i, 32) for i in range(4)]
+    latents = net.encode(torch.from_numpy(np.stack(scenes)))
+    # The factor was computed before the weights were rounded to half precision.
+    assert latents.std().item() == pytest.approx(1, abs=0.01)
+
+
+def test_codebook_is_fitted_when_quantisation_begins(config, tmp_path, monkeypatch):
+    """Once, from the latents: most codes are in use, and a resumed run keeps them."""
+    config.write_text(TINY_VQ)
+    fits = []
+    monkeypatch.setattr(
+        tasks, "lloyd", lambda *a, **k: fits.append(lloyd(*a, **k)) or fits[-1]
+    )
+    train(config, tmp_path / "run", steps=3, progress=False, workers=0)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    assert not load_file(path)["net.vq.quantize.embedding.weight"].any()
+    train(config, tmp_path / "run", steps=5, progress=False, workers=0)
+    assert len(fits) == 1
+    codes = load_file(path)["net.vq.quantize.embedding.weight"]
+    # One step of AdamW moves an entry by the learning rate and a little decay.
+    torch.testing.assert_close(codes, fits[0], rtol=0, atol=2e-3)
+    train(config, tmp_path / "run", steps=6, progress=False, workers=0)
+    assert len(fits) == 1
+
+
+def test_linear_part_starts_as_principal_components():
+    """Untrained, the network is the best linear map of patches, which nothing beats."""
+    config = TrainingConfig.model_validate(yaml.safe_load(TINY_VQ))
+    net = tasks.make_task(config).build()
+    x = torch.from_numpy(np.stack([scene(0, i, 32) for i in range(8)]))
+    tasks.fit_linear(net, x)
+    with torch.no_grad():
+        z = net.encode(x)
+        again = net.decode(z, quantise=False)
+    patches = torch.nn.functional.pixel_unshuffle(x, 4).movedim(1, -1).flatten(0, 2)
+    patches = (patches - patches.mean(0)).double()
+    rest = torch.linalg.svdvals(patches)[4:].square().sum() / x.numel()
+    # float32 weights: some 1e-7 of values of order one in the root of the error.
+    error = (again - x).double().square().mean().item()
+    assert error == pytest.approx(rest.item(), rel=1e-5)
+    assert z.mean((0, 2, 3)).abs().max() < 1e-5
+    assert z.var((0, 2, 3)).mean().item() == pytest.approx(1, rel=1e-4)
+
+
+def test_lloyd_finds_well_separated_clusters():
+    """Every code starts at a member, so every cluster keeps a code near or far."""
+    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    generator = torch.Generator().manual_seed(1)
+    noise = 0.1 * torch.randn(3, 200, 2, generator=generator)
+    latents = (centres[:, None] + noise).movedim(-1, 0).reshape(1, 2, 30, 20)
+    codes = lloyd(latents, 12, generator, iterations=10)
+    far = torch.cdist(latents[0].flatten(1).T, codes).min(1).values
+    assert far.max() < 0.5
+    assert len(nearest_code(latents, codes).unique()) == 12
+
+
+def test_autoencoder_of_another_training_is_refused(
+    latent_config, first_stage, tmp_path
+):
+    train(latent_config, tmp_path / "run", steps=1, progress=False, workers=0)
+    save_autoencoder(first_stage, Autoencoder((4, 8), factor=2, groups=4, codes=16), {})
+    with pytest.raises(ValueError, match=r"cannot resume .*autoencoder file"):
+        train(latent_config, tmp_path / "run", progress=False, workers=0)
+
+
+def test_missing_autoencoder_is_named_before_anything_is_written(
+    latent_config, first_stage, tmp_path
+):
+    first_stage.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*first_stage"):
+        train(latent_config, tmp_path / "run", progress=False, workers=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_latent_crop_that_does_not_fit_the_latents_is_refused(latent_config, tmp_path):
+    text = latent_config.read_text()
+    latent_config.write_text(text.replace("crop: 8", "crop: 16"))
+    with pytest.raises(ValueError, match="crop 16 exceeds the latents of scenes of 32"):
+        train(latent_config, tmp_path / "run", progress=False, workers=0)
+
+
 def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    config, tmp_path, monkeypatch
+    any_config, tmp_path, monkeypatch
 ):
     """Stopped by an exception in step 8, after a checkpoint at step 5."""
     from diffstategrad.training import trainer
 
-    train(config, tmp_path / "whole", progress=False, workers=0)
+    train(any_config, tmp_path / "whole", progress=False, workers=0)
 
     advance = trainer._Run.advance
 
@@ -126,9 +311,9 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
     monkeypatch.setattr(trainer._Run, "advance", dies)
     with pytest.raises(MemoryError):
-        train(config, tmp_path / "halves", progress=False, workers=0)
+        train(any_config, tmp_path / "halves", progress=False, workers=0)
     monkeypatch.setattr(trainer._Run, "advance", advance)
-    train(config, tmp_path / "halves", progress=False, workers=1)
+    train(any_config, tmp_path / "halves", progress=False, workers=1)
 
     for name in ("checkpoint.safetensors", "tiny.safetensors"):
         assert _same_tensors(tmp_path / "whole" / name, tmp_path / "halves" / name)
@@ -218,7 +403,7 @@ def test_output_that_is_a_file_is_named(config, tmp_path):
 
 
 def test_full_disk_is_reported_before_training_and_leaves_nothing(
-    config, tmp_path, monkeypatch
+    any_config, tmp_path, monkeypatch
 ):
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")
@@ -226,7 +411,48 @@ def test_full_disk_is_reported_before_training_and_leaves_nothing(
 
     monkeypatch.setattr("diffstategrad.models.unet.save_file", full)
     with pytest.raises(OSError, match=r"cannot write .*checkpoint.*No space"):
-        train(config, tmp_path / "run", progress=False, workers=0)
+        train(any_config, tmp_path / "run", progress=False, workers=0)
+    assert not list((tmp_path / "run").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process")
+def test_disk_that_fills_up_keeps_the_last_checkpoint(any_config, tmp_path):
+    """The limit of a file's size breaks a write halfway, as a full disk does."""
+    out = tmp_path / "run"
+    train(any_config, out, steps=1, progress=False, workers=0)
+    (out / "tiny.safetensors").unlink()
+    before = (out / "checkpoint.safetensors").read_bytes()
+    code = (
+        "import resource, sys\n"
+        "from diffstategrad.cli import main\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2},) * 2)\n"
+        "sys.exit(main(['train', *sys.argv[1:]]))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, any_config, "--out", out, "--steps", "2"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert run.returncode not in (0, -signal.SIGXFSZ)
+    assert "cannot write" in run.stderr and "checkpoint.safetensors" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert (out / "checkpoint.safetensors").read_bytes() == before
+    names = {path.name for path in out.iterdir()}
+    assert names == {"checkpoint.safetensors", "log.csv", "samples.png"}
+
+
+def test_read_only_folder_is_reported_before_training(
+    any_config, tmp_path, monkeypatch
+):
+    def refuse(tensors, path, metadata):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("diffstategrad.models.unet.save_file", refuse)
+    with pytest.raises(OSError, match=r"cannot write .*checkpoint.*Permission denied"):
+        train(any_config, tmp_path / "run", progress=False, workers=0)
     assert not list((tmp_path / "run").iterdir())
 
 
@@ -265,6 +491,42 @@ def test_bundled_prior_beats_total_variation_at_every_level():
         assert network[:, i].mean() > reference.mean()
 
 
+def test_latent_predictors_have_the_errors_they_must(
+    latent_config, first_stage, tmp_path, capsys
+):
+    pytest.importorskip("skimage")
+    weights = train(latent_config, tmp_path / "run", steps=1, progress=False, workers=0)
+    net, _ = load_autoencoder(first_stage)
+    errors = latent_errors(weights, net, ("coffee",), (0.5, 200.0), size=64)
+    # The noise is 1024 values: 2 % standard error; the same values at both levels.
+    assert errors["noisy"][0] == pytest.approx([0.5, 200], rel=0.1)
+    assert errors["noisy"][0, 1] / errors["noisy"][0, 0] == pytest.approx(400, rel=1e-4)
+    # No information is left at sigma = 200: the filter falls back on the mean.
+    assert errors["Wiener"][0, 1] == pytest.approx(errors["mean"][0, 1], rel=0.01)
+    assert errors["Wiener"][0, 0] < errors["noisy"][0, 0]
+    assert all(np.isfinite(table).all() for table in errors.values())
+
+    arguments = [str(weights), "--photographs", "coffee"]
+    assert evaluate_main([*arguments, "--autoencoder", str(first_stage)]) == 1
+    assert "RMS error, network" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        evaluate_main(arguments)
+
+
+def test_reconstruction_is_measured_with_and_without_quantisation(first_stage, capsys):
+    pytest.importorskip("skimage")
+    net, _ = load_autoencoder(first_stage)
+    table, used = reconstruction(net, ("coffee",), size=64)
+    image = photograph("coffee", 64)
+    decoded = net.decode(net.encode(torch.from_numpy(image)[None]), quantise=False)
+    error = np.clip(decoded[0].numpy(), -1, 1) - image
+    assert table[0, 1] == pytest.approx(-10 * np.log10((error**2).mean() / 4), abs=1e-3)
+    assert table[0, 0] != table[0, 1]
+    assert 1 <= used <= 16
+    assert evaluate_main([str(first_stage), "--photographs", "coffee"]) == 0
+    assert "quantised" in capsys.readouterr().out
+
+
 # ---- Configuration -------------------------------------------------------------------
 
 
@@ -277,6 +539,15 @@ def test_bundled_prior_beats_total_variation_at_every_level():
         ("seed: 7", "seed: -1", r"tiny\.yaml: seed: "),
         ("crop: 16", "crop: 15", "crop 15 is no multiple of the stride 4"),
         ("crop: 16", "crop: 64", "crop 64 exceeds stream.size 32"),
+        ("seed: 7", "autoencoder: {factor: 16}", "no multiple of the stride 16"),
+        ("seed: 7", "latent: {autoencoder: x}\nautoencoder: {}", "exclude each other"),
+        (
+            "seed: 7",
+            "latent: {autoencoder: x}\nschedule: {beta_d: 10}",
+            "schedule: latent.beta_start and",
+        ),
+        ("seed: 7", "latent: {file: x}", r"unknown key 'latent\.file'; known: auto"),
+        ("seed: 7", "autoencoder: {code: 9}", r"'autoencoder\.code', .*'codes'"),
         ("name: tiny", "name: ../x", r"tiny\.yaml: name: "),
         ("log_every: 2", "log_every: [", "not valid YAML"),
     ],
@@ -285,6 +556,13 @@ def test_faulty_configuration_is_explained(config, old, new, message):
     config.write_text(TINY.replace(old, new))
     with pytest.raises(ValueError, match=message):
         load_config(config)
+
+
+def test_autoencoder_is_named_by_path_or_by_bundled_name():
+    path = LatentConfig(autoencoder="runs/a/a.safetensors").path
+    assert path == Path("runs/a/a.safetensors")
+    path = LatentConfig(autoencoder="leaves_vq4").path
+    assert path == ROOT / "diffstategrad" / "weights" / "leaves_vq4.safetensors"
 
 
 def test_configuration_must_be_a_mapping(config):
@@ -353,6 +631,17 @@ def test_crops_do_not_depend_on_who_renders_or_where_one_starts():
     finally:
         late.close()
     assert not torch.equal(expected[0], expected[1])
+
+
+def test_encoded_scenes_are_cut_as_they_are():
+    config = StreamConfig(size=16, scenes=1)
+    window = SceneWindow(4, config, 0, 0, lambda image: image[:, ::2, ::2])
+    crops = window.crops(0, 6, 20)
+    assert crops.shape == (20, 3, 6, 6)
+    image = torch.from_numpy(window._scenes[0].astype(np.float32))
+    places = image.unfold(1, 6, 1).unfold(2, 6, 1).movedim(0, 2).flatten(0, 1)
+    for crop in crops:
+        assert (places == crop).flatten(1).all(1).any()
 
 
 def test_rendering_process_ends_with_its_reader():

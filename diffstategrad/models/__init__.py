@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from diffstategrad.models.autoencoder import (
+    Autoencoder,
+    load_autoencoder,
+    save_autoencoder,
+)
 from diffstategrad.models.unet import PixelUNet, load_network, save_network
 
-__all__ = ["PixelUNet", "load_network", "save_network"]
+__all__ = [
+    "Autoencoder",
+    "PixelUNet",
+    "load_autoencoder",
+    "load_network",
+    "save_autoencoder",
+    "save_network",
+]

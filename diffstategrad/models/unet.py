@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +36,7 @@ __all__ = ["PixelUNet", "load_network", "replace_file", "save_network"]
 
 _FORMAT = "diffstategrad-pixel-unet-1"
 _MAX_PARAMETERS = 50_000_000
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class PixelUNet(nn.Module):
@@ -47,8 +49,10 @@ class PixelUNet(nn.Module):
     layers : int
         Residual blocks a level.
     factor : int
-        Pixel-unshuffle factor; a `factor` x `factor` patch becomes channels.
+        Pixel-unshuffle factor; a `factor` x `factor` patch becomes channels. 1 suits
+        latents, which are small already.
     image_channels : int
+        Of the image or latent.
     groups : int
         Groups of each group normalisation.
 
@@ -75,11 +79,11 @@ class PixelUNet(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture: dict[str, Any] = {
-            "channels": _sizes("channels", channels, 1, 1024, 8),
-            "layers": _size("layers", layers, 1, 8),
-            "factor": _size("factor", factor, 1, 8),
-            "image_channels": _size("image_channels", image_channels, 1, 16),
-            "groups": _size("groups", groups, 1, 64),
+            "channels": check_sizes("channels", channels, 1, 1024, 8),
+            "layers": check_size("layers", layers, 1, 8),
+            "factor": check_size("factor", factor, 1, 8),
+            "image_channels": check_size("image_channels", image_channels, 1, 16),
+            "groups": check_size("groups", groups, 1, 64),
         }
         for width in self.architecture["channels"]:
             if width % groups or width % 2:
@@ -102,10 +106,7 @@ class PixelUNet(nn.Module):
             up_block_types=("UpBlock2D",) * levels,
             add_attention=False,
         )
-        for parent in list(self.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
-                    setattr(parent, name, _PointwiseConv(child))
+        make_pointwise(self)
 
     def forward(self, z: Tensor, t: Tensor | float) -> Tensor:
         """Predict v.
@@ -129,6 +130,14 @@ class PixelUNet(nn.Module):
         t = torch.as_tensor(t, device=z.device, dtype=torch.float32).expand(z.shape[0])
         patches = functional.pixel_unshuffle(z, self.factor)
         return functional.pixel_shuffle(self.unet(patches, t).sample, self.factor)
+
+
+def make_pointwise(net: nn.Module) -> None:
+    """Make the result of 1x1 convolutions independent of the number of threads."""
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
+                setattr(parent, name, _PointwiseConv(child))
 
 
 class _PointwiseConv(nn.Module):
@@ -167,13 +176,20 @@ def save_network(
     OSError
         If the file cannot be written; an older file at `path` is then untouched.
     """
+    write_network(path, net, {"format": _FORMAT, **metadata})
+
+
+def write_network(
+    path: str | os.PathLike[str], net: nn.Module, header: dict[str, Any]
+) -> None:
+    """Write a network with the attribute `architecture`; `header` names its format."""
     tensors = {}
     for key, value in net.state_dict().items():
         half = value.detach().to("cpu", torch.float16).contiguous()
         if not bool(torch.isfinite(half).all()):
-            raise ValueError(f"save_network: {key} is not finite in half precision")
+            raise ValueError(f"cannot save: {key} is not finite in half precision")
         tensors[key] = half
-    header = {"format": _FORMAT, "architecture": net.architecture, **metadata}
+    header = {**header, "architecture": net.architecture}
     replace_file(path, tensors, {"diffstategrad": json.dumps(header)})
 
 
@@ -193,26 +209,36 @@ def load_network(path: str | os.PathLike[str]) -> tuple[PixelUNet, dict[str, Any
         If the file is truncated, of another kind, or holds other tensors than its
         architecture needs, or NaN or infinite weights. The message names the file.
     """
+    return read_network(path, _FORMAT, _build, "load_network")
+
+
+def read_network(
+    path: str | os.PathLike[str],
+    format: str,
+    build: Callable[[dict[str, Any]], _Network],
+    caller: str,
+) -> tuple[_Network, dict[str, Any]]:
+    """The network that `build` makes of the header, filled with the file's tensors."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"load_network: no such file: {path}")
+        raise FileNotFoundError(f"{caller}: no such file: {path}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = _read_header(file.metadata())
-            net = _build(header)
+            header = _read_header(file.metadata(), format)
+            net = build(header)
             _fill(net, file)
     except (SafetensorError, ValueError, RecursionError) as err:
-        raise ValueError(f"load_network: {path}: {err}") from err
+        raise ValueError(f"{caller}: {path}: {err}") from err
     return net.eval().requires_grad_(False), header
 
 
-def _read_header(metadata: dict[str, str] | None) -> dict[str, Any]:
+def _read_header(metadata: dict[str, str] | None, format: str) -> dict[str, Any]:
     text = (metadata or {}).get("diffstategrad")
     if text is None:
         raise ValueError("not a diffstategrad network: no header")
     header = json.loads(text)
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise ValueError(f"not a diffstategrad network: format is not {_FORMAT!r}")
+    if not isinstance(header, dict) or header.get("format") != format:
+        raise ValueError(f"not a diffstategrad network: format is not {format!r}")
     return header
 
 
@@ -221,8 +247,8 @@ def _build(header: dict[str, Any]) -> PixelUNet:
     known = {"channels", "layers", "factor", "image_channels", "groups"}
     if not isinstance(architecture, dict) or set(architecture) != known:
         raise ValueError(f"architecture must have exactly the keys {sorted(known)}")
-    channels = _sizes("channels", architecture["channels"], 1, 1024, 8)
-    layers = _size("layers", architecture["layers"], 1, 8)
+    channels = check_sizes("channels", architecture["channels"], 1, 1024, 8)
+    layers = check_size("layers", architecture["layers"], 1, 8)
     # About what the convolutions of both halves need, before anything is allocated.
     if sum(36 * layers * c * c for c in channels) > _MAX_PARAMETERS:
         raise ValueError("architecture is larger than any network of this library")
@@ -230,7 +256,7 @@ def _build(header: dict[str, Any]) -> PixelUNet:
         return PixelUNet(**architecture)
 
 
-def _fill(net: PixelUNet, file: Any) -> None:
+def _fill(net: nn.Module, file: Any) -> None:
     state = net.state_dict()
     names = set(file.keys())
     if missing := sorted(set(state) - names):
@@ -250,7 +276,7 @@ def _fill(net: PixelUNet, file: Any) -> None:
         target.copy_(value)
 
 
-def _size(name: str, value: object, low: int, high: int) -> int:
+def check_size(name: str, value: object, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} must be an integer, got {value!r}")
     if not low <= value <= high:
@@ -258,10 +284,10 @@ def _size(name: str, value: object, low: int, high: int) -> int:
     return value
 
 
-def _sizes(name: str, values: object, low: int, high: int, most: int) -> list[int]:
+def check_sizes(name: str, values: object, low: int, high: int, most: int) -> list[int]:
     if not isinstance(values, (list, tuple)) or not 1 <= len(values) <= most:
         raise ValueError(f"{name} must list 1..{most} integers, got {values!r}")
-    return [_size(name, v, low, high) for v in values]
+    return [check_size(name, v, low, high) for v in values]
 
 
 def replace_file(

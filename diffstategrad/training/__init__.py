@@ -1,4 +1,4 @@
-"""Training of the bundled pixel prior on procedural images."""
+"""Training of the bundled priors and their autoencoder on procedural images."""
 
 from __future__ import annotations
 

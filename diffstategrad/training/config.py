@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 __all__ = [
+    "AutoencoderConfig",
+    "LatentConfig",
     "NetworkConfig",
     "NoiseConfig",
     "OptimiserConfig",
     "PhaseConfig",
+    "ReconstructionConfig",
     "ScheduleConfig",
     "StreamConfig",
     "TrainingConfig",
@@ -23,6 +26,7 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -45,6 +49,46 @@ class NetworkConfig(_Section):
     layers: Count = 1
     factor: Count = 2
     groups: Count = 8
+
+
+class AutoencoderConfig(_Section):
+    """Arguments of :class:`diffstategrad.models.Autoencoder`."""
+
+    channels: Annotated[list[Count], Field(min_length=1, max_length=8)] = [128]
+    layers: Count = 1
+    factor: Count = 4
+    latent_channels: Count = 4
+    codes: Annotated[int, Field(ge=2)] = 8192
+    groups: Count = 8
+
+
+class ReconstructionConfig(_Section):
+    """Weights of an autoencoder's loss beside the absolute error of the image."""
+
+    gradient: Weight = 0.1
+    commitment: Weight = 0.25
+    moments: Weight = 0.02
+    noise: Weight = 0.1
+
+
+class LatentConfig(_Section):
+    """Train on latents: of which autoencoder, and with which table of betas.
+
+    `autoencoder` is a path, or the name of a file of the package's `weights` folder.
+    The betas are evenly spaced in the square root, 1000 of them.
+    """
+
+    autoencoder: Annotated[str, Field(min_length=1)]
+    beta_start: Share = 0.0015
+    beta_end: Share = 0.0195
+
+    @property
+    def path(self) -> Path:
+        """The file of the autoencoder."""
+        path = Path(self.autoencoder)
+        if path.suffix != ".safetensors":
+            path = Path(__file__).parents[1] / "weights" / f"{path.name}.safetensors"
+        return path
 
 
 class ScheduleConfig(_Section):
@@ -77,16 +121,25 @@ class OptimiserConfig(_Section):
 
 
 class PhaseConfig(_Section):
-    """A stretch of the training with one crop size and batch size."""
+    """A stretch of the training with one crop size and batch size.
+
+    Crops are counted in pixels of what the network sees: of latents with `latent`.
+    `quantise` is read by autoencoders alone.
+    """
 
     steps: Count
     crop: Count = 64
     batch: Count = 8
     lr_scale: Positive = 1.0
+    quantise: bool = True
 
 
 class TrainingConfig(_Section):
-    """Everything that decides the weights, and how often to report."""
+    """Everything that decides the weights, and how often to report.
+
+    With `autoencoder`, that network is trained and `network` to `noise` are not read;
+    with `latent`, the schedule is the one described there.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -95,6 +148,9 @@ class TrainingConfig(_Section):
     network: NetworkConfig = NetworkConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     noise: NoiseConfig = NoiseConfig()
+    autoencoder: AutoencoderConfig | None = None
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    latent: LatentConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     phases: Annotated[list[PhaseConfig], Field(min_length=1)]
     log_every: Count = 100
@@ -102,7 +158,12 @@ class TrainingConfig(_Section):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> TrainingConfig:
-        stride = self.network.factor * 2 ** (len(self.network.channels) - 1)
+        if self.autoencoder is not None and self.latent is not None:
+            raise ValueError("autoencoder and latent exclude each other")
+        if self.latent is not None and "schedule" in self.model_fields_set:
+            raise ValueError("schedule: latent.beta_start and beta_end take its place")
+        network = self.autoencoder or self.network
+        stride = network.factor * 2 ** (len(network.channels) - 1)
         for phase in self.phases:
             if phase.crop % stride:
                 raise ValueError(
@@ -174,5 +235,7 @@ def _fields_at(location: tuple[object, ...]) -> list[str]:
         if part == "phases":
             section = PhaseConfig
         elif isinstance(part, str):
-            section = section.model_fields[part].annotation  # type: ignore[assignment]
+            annotation = section.model_fields[part].annotation
+            of = get_args(annotation) or (annotation,)  # optional ones are `A | None`
+            section = next(t for t in of if issubclass(t, BaseModel))
     return list(section.model_fields)

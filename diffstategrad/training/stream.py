@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
 
@@ -20,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffstategrad.schedules import VPSchedule
+from diffstategrad.schedules import TableSchedule, VPSchedule
 from diffstategrad.training.config import NoiseConfig, StreamConfig
 from diffstategrad.training.leaves import scene
 
-__all__ = ["SceneWindow", "draw_sigma", "noisy_batch", "serve"]
+__all__ = ["SceneWindow", "batch_generator", "draw_sigma", "noisy_batch", "serve"]
+
+Schedule = VPSchedule | TableSchedule
 
 _SCENES, _BATCHES = 0, 1  # independent random streams below one seed
 
@@ -40,12 +43,22 @@ class SceneWindow:
         First step that will be asked for; steps then only grow.
     workers : int
         Rendering processes; 0 renders in this one.
+    encode : callable, optional
+        Makes of every scene, (3, size, size), what is kept and cut instead, (c, n, n).
+        Its crops are neither flipped nor transposed: that does not commute with
+        encoding.
     """
 
     def __init__(
-        self, seed: int, config: StreamConfig, step: int, workers: int
+        self,
+        seed: int,
+        config: StreamConfig,
+        step: int,
+        workers: int,
+        encode: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self._seed = seed
+        self._encode = encode
         self._config = config
         self._start = self._first(step)
         self._scenes: deque[np.ndarray] = deque()
@@ -61,8 +74,10 @@ class SceneWindow:
         index = self._start + len(self._scenes)
         if self._workers:
             # Worker i renders every n-th scene of the whole run, starting with its own.
-            return self._workers[self._taken % len(self._workers)].get()
-        return _quantised(self._seed, index, self._config.size)
+            image = self._workers[self._taken % len(self._workers)].get()
+        else:
+            image = _quantised(self._seed, index, self._config.size)
+        return image if self._encode is None else self._encode(image)
 
     def advance(self, step: int) -> None:
         """Make the window that of `step`."""
@@ -78,15 +93,20 @@ class SceneWindow:
 
         Returns
         -------
-        Tensor, shape (count, 3, size, size), float32 in [-1, 1]
+        Tensor, shape (count, 3, size, size), float32 in [-1, 1]; (count, c, size,
+        size) of what `encode` returned
         """
         self.advance(step)
         rng = np.random.default_rng([self._seed, _BATCHES, step])
-        out = np.empty((count, 3, size, size), np.float32)
+        channels, side, _ = self._scenes[0].shape
+        out = np.empty((count, channels, size, size), np.float32)
         for crop in out:
             image = self._scenes[rng.integers(len(self._scenes))]
-            y, x = rng.integers(0, self._config.size - size + 1, 2)
+            y, x = rng.integers(0, side - size + 1, 2)
             patch = image[:, y : y + size, x : x + size]
+            if self._encode is not None:
+                crop[:] = patch
+                continue
             flip_y, flip_x, swap = rng.integers(0, 2, 3)
             patch = patch[:, :: 1 - 2 * flip_y, :: 1 - 2 * flip_x]
             crop[:] = patch.transpose(0, 2, 1) if swap else patch
@@ -99,7 +119,7 @@ class SceneWindow:
 
 
 def draw_sigma(
-    rng: np.random.Generator, count: int, noise: NoiseConfig, schedule: VPSchedule
+    rng: np.random.Generator, count: int, noise: NoiseConfig, schedule: Schedule
 ) -> np.ndarray:
     """Noise levels: lognormal, a share of them uniform in network time instead."""
     sigma = np.exp(rng.normal(noise.log_mean, noise.log_std, count))
@@ -108,8 +128,14 @@ def draw_sigma(
     return np.clip(sigma, noise.minimum, noise.maximum)
 
 
+def batch_generator(seed: int, step: int) -> torch.Generator:
+    """The random stream of `step` beside that of its crops."""
+    rng = np.random.default_rng([seed, _BATCHES, step, 1])
+    return torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
 def noisy_batch(
-    x0: Tensor, seed: int, step: int, noise: NoiseConfig, schedule: VPSchedule
+    x0: Tensor, seed: int, step: int, noise: NoiseConfig, schedule: Schedule
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Network input, time and v target for clean crops `x0` at `step`."""
     rng = np.random.default_rng([seed, _BATCHES, step, 1])

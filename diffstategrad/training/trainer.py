@@ -1,15 +1,9 @@
-r"""The training loop of the bundled pixel prior.
+r"""The training loop, the same for every task of :mod:`diffstategrad.training.tasks`.
 
-For a crop :math:`x_0`, noise :math:`\epsilon` and a level :math:`\sigma` drawn from
-the configured law, one step of AdamW on
-
-.. math:: \| v_\theta(z, t) - v \|^2, \qquad
-          v = \sqrt{\bar\alpha}\, \epsilon - \sqrt{1 - \bar\alpha}\, x_0,
-
-and an exponential moving average (EMA) of the weights, which is what is exported.
-Batches and learning rate are functions of the step alone, so a run that is stopped and
-resumed ends with the same weights, bit for bit, as one that is not (same machine, same
-number of threads).
+One step of AdamW on the task's loss, and an exponential moving average (EMA) of the
+weights, which is what is exported. Batches and learning rate are functions of the step
+alone, so a run that is stopped and resumed ends with the same weights, bit for bit, as
+one that is not (same machine, same number of threads).
 """
 
 from __future__ import annotations
@@ -30,16 +24,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from diffstategrad.models.unet import PixelUNet, replace_file, save_network
-from diffstategrad.schedules import VPSchedule
+from diffstategrad.models.unet import replace_file
 from diffstategrad.training.config import (
     OptimiserConfig,
     PhaseConfig,
     TrainingConfig,
     load_config,
 )
-from diffstategrad.training.samples import write_samples
-from diffstategrad.training.stream import SceneWindow, noisy_batch
+from diffstategrad.training.stream import SceneWindow
+from diffstategrad.training.tasks import make_task
 
 __all__ = ["learning_rate", "train"]
 
@@ -55,7 +48,7 @@ def train(
     progress: bool | None = None,
     workers: int | None = None,
 ) -> Path:
-    """Train a pixel prior as a YAML file describes.
+    """Train a network as a YAML file describes.
 
     Parameters
     ----------
@@ -93,21 +86,19 @@ def train(
     total = config.steps if steps is None else steps
     if total < 1:
         raise ValueError(f"train: steps must be at least 1, got {total}")
+    run = _Run(config, total)
     folder = Path(out) if out is not None else Path("runs") / config.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise OSError(f"train: cannot create {folder}: {err}") from err
 
-    run = _Run(config, total)
     if resume and (folder / _CHECKPOINT).exists():
         run.load(folder / _CHECKPOINT)
     if run.step == 0:
         run.save(folder / _CHECKPOINT)  # a folder that cannot be written fails early
     log = _Log(folder / "log.csv", run.step)
-    window = SceneWindow(
-        config.seed, config.stream, run.step, 1 if workers is None else workers
-    )
+    window = run.task.window(run.step, 1 if workers is None else workers)
     try:
         with _stop_on_interrupt() as stopped:
             _loop(run, window, log, folder, progress, stopped)
@@ -120,10 +111,7 @@ def train(
     finally:
         window.close()
 
-    target = folder / f"{config.name}.safetensors"
-    save_network(target, run.average, run.provenance())
-    write_samples(folder / "samples.png", run.average, run.schedule, config.seed)
-    return target
+    return run.task.export(folder, run.average, run.provenance())
 
 
 def learning_rate(
@@ -143,11 +131,11 @@ class _Run:
         self.total = total
         self.step = 0
         self.elapsed = 0.0
-        self.schedule = VPSchedule(**config.schedule.model_dump())
+        self.task = make_task(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.net = PixelUNet(**config.network.model_dump())
-            self.average = PixelUNet(**config.network.model_dump())
+            self.net = self.task.build()
+            self.average = self.task.build()
         self.average.load_state_dict(self.net.state_dict())
         self.average.eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -166,11 +154,8 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
 
-        x0 = window.crops(k, phase.crop, phase.batch)
-        z, t, v = noisy_batch(x0, config.seed, k, config.noise, self.schedule)
-        half = config.precision == "bfloat16"
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = (self.net(z, t).float() - v).square().mean()
+        self.task.prepare(self.net, self.average, window, k)
+        loss = self.task.loss(self.net, window, k)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise FloatingPointError(f"train: the loss is {value} at step {k}")
@@ -190,18 +175,12 @@ class _Run:
     def provenance(self) -> dict[str, Any]:
         """What is written beside the exported weights."""
         return {
-            "name": self.config.name,
-            "prediction": "v",
-            "schedule": {"type": "VP", **self.config.schedule.model_dump()},
-            "image_range": [-1, 1],
-            "training": {
-                "config": self.config.model_dump(mode="json"),
-                "steps": self.step,
-                "seconds": round(self.elapsed),
-                "data": "procedural dead leaves, no photographs",
-                "torch": str(torch.__version__),
-                "threads": torch.get_num_threads(),
-            },
+            "config": self.config.model_dump(mode="json"),
+            "steps": self.step,
+            "seconds": round(self.elapsed),
+            "data": "procedural dead leaves, no photographs",
+            "torch": str(torch.__version__),
+            "threads": torch.get_num_threads(),
         }
 
     # ---- Checkpoints: tensors and one JSON header in a single file ------------------
@@ -215,12 +194,14 @@ class _Run:
         for name, p, mean in self._named():
             tensors[f"net.{name}"] = p.detach()
             tensors[f"average.{name}"] = mean
-            for moment, value in self.optimiser.state[p].items():
+            # a weight that has had no gradient yet has no moments either
+            for moment, value in self.optimiser.state.get(p, {}).items():
                 tensors[f"{moment}.{name}"] = value
         state = {
             "step": self.step,
             "elapsed": self.elapsed,
             "config": self.config.model_dump(mode="json"),
+            "identity": self.task.identity(),
         }
         replace_file(path, tensors, {"state": json.dumps(state)})
 
@@ -228,12 +209,13 @@ class _Run:
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads((file.metadata() or {})["state"])
-                self._check(state["config"])
+                self._check(state)
+                names = set(file.keys())
                 with torch.no_grad():
                     for name, p, mean in self._named():
                         p.copy_(file.get_tensor(f"net.{name}"))
                         mean.copy_(file.get_tensor(f"average.{name}"))
-                        if state["step"]:
+                        if f"step.{name}" in names:
                             self.optimiser.state[p] = {
                                 key: file.get_tensor(f"{key}.{name}")
                                 for key in ("step", "exp_avg", "exp_avg_sq")
@@ -242,14 +224,16 @@ class _Run:
         except (SafetensorError, KeyError, TypeError, ValueError) as err:
             raise ValueError(f"cannot resume from {path}: {err}") from err
 
-    def _check(self, saved: dict[str, Any]) -> None:
+    def _check(self, state: dict[str, Any]) -> None:
         """Refuse what cannot be continued; later phases and rates may change."""
-        now = self.config.model_dump(mode="json")
-        for key in ("seed", "precision", "stream", "network", "schedule"):
-            if saved[key] != now[key]:
+        saved = {**state["config"], **state.get("identity", {})}
+        now = {**self.config.model_dump(mode="json"), **self.task.identity()}
+        fixed = ("seed", "precision", "stream", "network", "schedule", "autoencoder")
+        for key in (*fixed, *self.task.identity()):
+            if saved.get(key) != now[key]:
                 raise ValueError(
-                    f"it was made with {key} = {saved[key]}, the configuration says "
-                    f"{now[key]}; use another folder or do not resume"
+                    f"it was made with {key} = {saved.get(key)}, the configuration "
+                    f"says {now[key]}; use another folder or do not resume"
                 )
 
 
