@@ -258,8 +258,8 @@ class _Report:
             entry["kept"] = _mean(level.kept)
         self.trace.append(entry)
         self.bar.update()
-        sigma = {} if level.sigma is None else {"sigma": f"{level.sigma:.3g}"}
-        self.bar.set_postfix(**sigma, residual=f"{residual:.3g}")
+        shown = {} if level.sigma is None else {"sigma": f"{level.sigma:.3g}"}
+        self.bar.set_postfix({**shown, "residual": f"{residual:.3g}"})
         if self.callback is not None and self.callback(level) is True:
             self.warnings.append(
                 f"stopped by the callback after level {level.index + 1}"
