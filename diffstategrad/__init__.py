@@ -13,7 +13,7 @@ if _core.__version__ != __version__:
         f"{_core.__version__}: install again"
     )
 
-from diffstategrad import metrics, operators, priors
+from diffstategrad import images, metrics, operators, priors
 from diffstategrad._core import NumericalError, set_num_threads
 from diffstategrad.check import check
 from diffstategrad.noise import GaussianNoise, PoissonNoise
@@ -35,6 +35,7 @@ __all__ = [
     "__version__",
     "check",
     "describe",
+    "images",
     "methods",
     "metrics",
     "operators",

@@ -42,9 +42,14 @@ def as_tensor(x: Any, name: str) -> Tensor:
 
 def as_array(x: Any, name: str) -> np.ndarray:
     """A NumPy array of what a user gives as kernel or mask; a tensor of another device
-    is copied to the CPU.  TypeError for complex or half precision and what has no
-    values."""
+    is copied to the CPU.  TypeError for complex or half precision, what has no values
+    and what is to be differentiated by."""
     if isinstance(x, Tensor):
+        if x.requires_grad:
+            raise TypeError(
+                f"{name} is a constant of the operator, got a tensor that requires "
+                "grad: detach() it, or differentiate by it with blind_blur or warp"
+            )
         if x.is_meta or x.dtype in (torch.bfloat16, torch.float16):
             raise TypeError(
                 f"{name} must have real values, got {x.dtype} on {x.device}"

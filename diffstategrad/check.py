@@ -107,7 +107,7 @@ def check(
     operator: Operator,
     shape: Shape,
     *,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     batch: int = 3,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -118,7 +118,8 @@ def check(
     ----------
     operator : Operator
     shape : (C, H, W) of an image; a small one will do
-    dtype : float64 or float32
+    dtype : float64 or float32, optional
+        Default the operator's own where it has one (an `nn.Module`), else float64.
         Precision of the checks; errors are relative, limits follow from it.
     batch : int >= 2
     seed : int
@@ -146,6 +147,8 @@ def check(
             f"check: operator must be an Operator (from_callable makes one), "
             f"got {type(operator).__name__}"
         )
+    if dtype is None:
+        dtype = operator.dtype or torch.float64
     if dtype not in _EPS:
         raise TypeError(f"check: dtype must be float32 or float64, got {dtype}")
     if batch < 2:
@@ -232,7 +235,10 @@ class _Check:
 
     def input_unchanged(self, name: str) -> CheckRow:
         x, v, w = self.x.clone(), self.v.clone(), self.z.clone()
-        self.A(x)
+        with torch.no_grad():
+            self.A(x)
+        if not torch.equal(x, self.x):
+            return CheckRow(name, False, note="A(x) writes into x")
         self.A.vjp(x, v)
         self.A.jvp(x, w)
         self.A.residual_gradient(x, v)
@@ -275,6 +281,8 @@ class _Check:
         return self._row(name, worst, self.rounding, note)
 
     def other_dtype(self, name: str) -> CheckRow:
+        if self.A.dtype is not None:
+            return CheckRow(name, None, note=f"takes {self.A.dtype} alone")
         other = torch.float32 if self.dtype == torch.float64 else torch.float64
         y = self.A(self.x.to(other))
         error = _relative(y.to(self.dtype), self.A(self.x.clone()))

@@ -81,6 +81,11 @@ def check_format(path: str | Path) -> None:
 
 def save_image(path: str | Path, x: Tensor) -> None:
     """Writes (C, H, W) or (1, C, H, W) in [-1, 1] as a picture file."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"save_image takes a path, then a tensor, got {type(path).__name__} and "
+            f"{type(x).__name__}"
+        )
     if x.ndim == 4 and len(x) == 1:
         x = x[0]
     if x.ndim != 3:

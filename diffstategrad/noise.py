@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ __all__ = [
     "PoissonNoise",
     "ReplayNoise",
     "TorchNoise",
+    "as_noise",
     "content_keys",
 ]
 
@@ -99,6 +100,20 @@ class CounterNoise:
             _core.uniform(out, self.native(1))
             return out.to(like)
         return torch.special.ndtr(self.normal(like))
+
+
+def as_noise(
+    seed: int | torch.Generator | NoiseSource,
+    images: Iterable[int],
+    samples: Iterable[int],
+) -> NoiseSource:
+    """The source itself, a generator's, or the counter's for these images and samples;
+    TypeError for anything else."""
+    if isinstance(seed, torch.Generator):
+        return TorchNoise(seed)
+    if hasattr(seed, "normal") and hasattr(seed, "native"):
+        return cast(NoiseSource, seed)
+    return CounterNoise(cast(int, seed), images, samples)
 
 
 class TorchNoise:

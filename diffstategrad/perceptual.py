@@ -126,7 +126,7 @@ def lpips(
         If shapes differ or do not fit the network, values are NaN or infinite, an
         option is unknown, or the file holds something else.
     ImportError
-        Without torchmetrics and torchvision.
+        Without torchmetrics, torchvision and torch-fidelity.
     FileNotFoundError
         Without weights; nothing is downloaded.
     """
@@ -328,7 +328,7 @@ def _cached(
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:  # Runtime: built for another torch
         raise ImportError(
-            f"{caller} needs torchmetrics and torchvision: "
+            f"{caller} needs torchmetrics, torchvision and torch-fidelity: "
             f"pip install 'diffstategrad[metrics]' ({error})"
         ) from error
     if weights is None:

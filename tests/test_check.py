@@ -97,12 +97,18 @@ def test_a_right_function_with_its_adjoint_passes():
     assert report, str(report)
 
 
-def test_a_network_of_single_precision_fails_for_that_alone():
+def test_a_network_is_checked_in_the_precision_of_its_parameters():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3, padding=1), torch.nn.Tanh())
     net.requires_grad_(False)
-    report = check(from_callable(net), SHAPE, dtype=torch.float32)
-    assert report.failed == ("other dtype",), str(report)
+    report = check(from_callable(net), SHAPE)
+    assert report, str(report)
+    assert report["other dtype"].note == "takes torch.float32 alone"
+
+
+def test_a_function_that_writes_into_its_input_is_named():
+    report = check(from_callable(lambda x: x.mul_(2), linear=True), SHAPE)
+    assert report["input unchanged"].note == "A(x) writes into x"
 
 
 # ---- broken operators ----

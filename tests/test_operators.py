@@ -2114,3 +2114,30 @@ def test_the_given_share_of_pixels_is_lost():
     assert Inpainting.random(10, missing=0.7).mask.sum() == 30
     assert Inpainting.random(10, missing=0.0).mask.all()
     assert not Inpainting.random(10, missing=1.0).mask.any()
+
+
+# ---- what a user tries first ----
+
+
+def test_a_constant_that_requires_grad_is_refused():
+    kernel = torch.ones(3, 3, requires_grad=True)
+    for make in (Blur, lambda k: Linear(k, (1, 1, 3))):
+        with pytest.raises(TypeError, match=r"requires grad.*blind_blur"):
+            make(kernel)
+
+
+def test_a_number_as_noise_is_named():
+    with pytest.raises(TypeError, match=r"GaussianNoise\(sigma\).*got 0.05"):
+        Blur(kernel(3, 3)).measure(torch.zeros(1, 1, 4, 4), noise=0.05)
+
+
+def test_a_posterior_sample_takes_a_seed_or_a_generator():
+    A = Blur(kernel(3, 3), boundary="circular")
+    v, y = randn(2, 1, 4, 5), randn(2, 1, 4, 5, seed=1)
+    one = A.posterior_sample(v, y, 0.1, 0.2, 7)
+    assert torch.equal(one, A.posterior_sample(v, y, 0.1, 0.2, 7))
+    # image i of a batch is the image alone at the same index
+    assert torch.equal(one[:1], A.posterior_sample(v[:1], y[:1], 0.1, 0.2, 7))
+    generator = torch.Generator().manual_seed(0)
+    drawn = A.posterior_sample(v, y, 0.1, 0.2, generator)
+    assert not torch.equal(drawn, one)

@@ -31,7 +31,7 @@ from diffstategrad._tensor import (
     dtype_name,
     prepare,
 )
-from diffstategrad.noise import GaussianNoise, Noise, NoiseSource
+from diffstategrad.noise import GaussianNoise, Noise, NoiseSource, as_noise
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -109,6 +109,8 @@ class Operator(ABC):
 
     #: True when A(a x + b z) = a A(x) + b A(z).
     linear: bool = False
+    #: The one precision of images it takes; None for float32 and float64.
+    dtype: torch.dtype | None = None
     #: True when it has unknowns (`BlindOperator`).
     blind: bool = False
 
@@ -250,6 +252,8 @@ class Operator(ABC):
     ) -> Tensor:
         r"""Pseudo-inverse :math:`A^+ y` of a linear operator.
 
+        Noise in y is amplified by up to 1 / (cutoff norm): for noisy measurements raise
+        `cutoff`, or use `prox`.
         Singular values below `cutoff` times the largest are left out.  Where there is
         no closed form: :math:`(A^\top A + \delta)^{-1} A^\top y` by conjugate gradients
         with :math:`\delta = (\mathrm{cutoff}\, \lVert A \rVert)^2`.  Not
@@ -330,7 +334,7 @@ class Operator(ABC):
         y: Tensor,
         rho: float,
         sigma: float,
-        noise: NoiseSource,
+        noise: int | torch.Generator | NoiseSource = 0,
         *,
         tolerance: float | None = None,
         iterations: int = _ITERATIONS,
@@ -351,8 +355,15 @@ class Operator(ABC):
             As in `prox`.
         sigma : float >= 0
             Standard deviation of the noise in y; 0 gives the mean.
-        noise : NoiseSource
-            Gives :math:`n_1`, then :math:`n_2`.
+        noise : int, torch.Generator or NoiseSource
+            A seed (image i of a batch gets what it would get alone at the same index),
+            or what gives :math:`n_1`, then :math:`n_2`.
+
+        Examples
+        --------
+        One draw for every image of a batch, prior N(v, 0.25)::
+
+            x = A.posterior_sample(v, y, rho=sigma**2 / 0.25, sigma=sigma, noise=1)
 
         References
         ----------
@@ -365,8 +376,9 @@ class Operator(ABC):
             raise ValueError(f"posterior_sample: rho must be > 0, got {rho}")
         v, y = prepare(v, "v"), prepare(y, "y")
         self._check_pair(v, y, "v", "y")
-        v = v + sigma / rho**0.5 * noise.normal(v)
-        y = y + sigma * noise.normal(y)
+        source = as_noise(noise, range(len(v)), [0] * len(v))
+        v = v + sigma / rho**0.5 * source.normal(v)
+        y = y + sigma * source.normal(y)
         return self.prox(v, y, rho, tolerance=tolerance, iterations=iterations)
 
     # ---- measuring ----
@@ -404,6 +416,11 @@ class Operator(ABC):
         if noise is None:
             assert sigma is not None
             noise = GaussianNoise(sigma)
+        if not callable(noise):
+            raise TypeError(
+                "measure: noise must be GaussianNoise(sigma) or PoissonNoise(rate), "
+                f"got {noise!r}; a number is a sigma"
+            )
         check_finite(as_tensor(x, "x"), "x")
         with torch.no_grad():
             return noise(self(x), seed)

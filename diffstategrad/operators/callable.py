@@ -39,6 +39,13 @@ class FromCallable(Operator):
         self._given_image, self._given_out = image_shape, out_shape
         self.name = name or getattr(function, "__name__", type(function).__name__)
 
+    @property
+    def dtype(self) -> torch.dtype | None:  # type: ignore[override]
+        """That of a module's parameters."""
+        function = self.function
+        parameters = function.parameters() if isinstance(function, nn.Module) else ()
+        return next((p.dtype for p in parameters if p.is_floating_point()), None)
+
     def out_shape(self, shape: Shape) -> Shape:
         return self._out_shape_like(shape, like_parameters(self.function))
 
@@ -56,7 +63,8 @@ class FromCallable(Operator):
                 y = self.function(x)
         except Exception as error:
             raise ValueError(
-                f"{self.name} does not take an image of shape {shape}: {error}"
+                f"{self.name} does not take an image of shape {shape}, {x.dtype}: "
+                f"{error}"
             ) from error
         return tuple(self._checked(y, x).shape[1:])
 
@@ -161,7 +169,8 @@ def from_callable(
     out_shape: Shape | Callable[[Shape], Shape] | None = None,
     name: str | None = None,
 ) -> Operator:
-    """The operator of a differentiable torch function or `nn.Module`.
+    """The operator of a differentiable torch function or `nn.Module`, which must not
+    write into its input.
 
     Derivatives come from autograd.  `diffstategrad.check` finds out whether the
     function does what is said of it.
