@@ -397,6 +397,7 @@ def _nobody_watches(args: tuple) -> bool:
         )
     )
 
+
 forward = differentiable(
     _forward, _forward_backward, _forward_context, _forward_tangent
 )

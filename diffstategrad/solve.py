@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from diffstategrad._options import is_int, is_real
 from diffstategrad._tensor import as_tensor, check_finite, dtype_name, prepare
-from diffstategrad.noise import CounterNoise, NoiseSource, TorchNoise, content_keys
+from diffstategrad.config import published
+from diffstategrad.noise import NoiseSource, as_noise, content_keys
 from diffstategrad.operators.base import Operator
+from diffstategrad.operators.callable import FromCallable
 from diffstategrad.priors import NoPrior, as_prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result, check_record
@@ -32,7 +34,7 @@ _CONSISTENT = (0.5, 2.0)
 def solve(
     y: Tensor,
     operator: Operator,
-    prior: Any,
+    prior: Any = None,
     method: str | Sampler = "daps",
     *,
     sigma: float,
@@ -137,7 +139,7 @@ def solve(
     if tuple(expected) != tuple(y.shape[1:]):
         raise ValueError(
             f"y has images of shape {tuple(y.shape[1:])}, the operator measures "
-            f"{tuple(expected)}"
+            f"{tuple(expected)}" + _image_shape_advice(operator)
         )
     if prior is None and not sampler.needs_prior:
         prior = NoPrior()
@@ -153,10 +155,16 @@ def solve(
         operator=operator,
         network=network,
         sigma=float(sigma),
-        noise=_as_noise(seed, images, samples),
+        noise=as_noise(seed, images, samples),
         start=y.new_empty((chains, *shape)),
         projector=projector,
     )
+    task = method_options.get("task")
+    if task is not None and task not in published(sampler.name)[0]:
+        problem.outcome.warnings.append(
+            f"no constants of {sampler.name} are known for task={task!r}: it runs with "
+            "those of no task"
+        )
     spec = {
         "method": sampler.spec(),
         "prior": prior.spec(),
@@ -189,7 +197,11 @@ def solve(
         trace=report.trace,
         spec=spec,
         details=problem.outcome.details,
-        warnings=report.warnings + _residual_warnings(residual),
+        warnings=[
+            *report.warnings,
+            *problem.outcome.warnings,
+            *_residual_warnings(residual),
+        ],
     )
 
 
@@ -215,13 +227,14 @@ class _Report:
         self.trace: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.diverged: set[int] = set()
+        self.held: set[int] = set()  # of them, those with something to return
         # Index and estimate only: what else a level holds may go.
         self.last: tuple[int, Tensor] | None = None
         self.bar = tqdm(total=levels, disable=not progress, leave=False)
 
     def run(self, sampler: Sampler, problem: Problem) -> Tensor:
         """The sampler's result, or the last level's where the run was cut short."""
-        self.step_option = sampler.step_option
+        self.step_option = sampler.step_to_lower
         try:
             return self._ended(sampler.run(problem, self))
         except (_Stop, KeyboardInterrupt) as reason:
@@ -234,7 +247,7 @@ class _Report:
         finally:
             self.bar.close()
         x = self.last[1].clone()
-        x[sorted(self.diverged)] = torch.nan
+        x[sorted(self.diverged - self.held)] = torch.nan
         return x
 
     def _ended(self, x: Tensor) -> Tensor:
@@ -286,6 +299,14 @@ class _Report:
                 f"{len(new) - len(blamed)} of {len(level.sqnorm)} runs diverged at "
                 f"{where}: {advice}"
             )
+        if level.held is not None:
+            kept = [i for i in new if level.held[i]]
+            self.held.update(kept)
+            if kept:
+                self.warnings.append(
+                    f"{len(kept)} of {len(level.sqnorm)} runs return what they had "
+                    f"chosen before they diverged at {where}"
+                )
         if len(bad) == len(level.sqnorm):
             raise _Stop
 
@@ -317,12 +338,10 @@ def _as_projector(
     return project
 
 
-def _as_noise(seed: Any, images: list[int], samples: list[int]) -> NoiseSource:
-    if isinstance(seed, torch.Generator):
-        return TorchNoise(seed)
-    if hasattr(seed, "normal") and hasattr(seed, "native"):
-        return seed
-    return CounterNoise(seed, images, samples)
+def _image_shape_advice(operator: Operator) -> str:
+    if isinstance(operator, FromCallable):
+        return "; from_callable(image_shape=...) says of which image"
+    return ""
 
 
 def _seed_record(seed: Any) -> int | str:

@@ -47,6 +47,10 @@ QUICK = {
 #: Other ways through a method's code: name -> (method, options).
 VARIANTS = {
     **{method: (method, {}) for method in QUICK},
+    "daps-2025": ("daps", {"version": "2025"}),
+    "daps-hmc": ("daps", {"dynamics": "hmc"}),
+    "daps-mh": ("daps", {"dynamics": "mh"}),
+    "daps-exact": ("daps", {"dynamics": "exact", "covariance": "capped"}),
     "dps-ddim": ("dps", {"sampler": "ddim", "eta": 0.5}),
     "dps-gradient": ("dps", {"norm": "gradient"}),
     "dps-none": ("dps", {"norm": "none", "scale": 0.01}),
@@ -81,6 +85,10 @@ BLUR = LINEAR["blur"]
 DETERMINISTIC = {"hqs", "admm", "hqs_tv", "admm_tv"}
 NO_PRIOR = {name for name, cls in SAMPLERS.items() if not cls.needs_prior}
 PROJECTED = {name for name, cls in SAMPLERS.items() if cls.projection is not None}
+#: Without a measurement gradient, unlike the method.
+UNPROJECTED = {"daps-mh", "daps-exact"} | {
+    variant for variant, (method, _) in VARIANTS.items() if method not in PROJECTED
+}
 WITH_PRIOR = sorted(set(QUICK) - NO_PRIOR)
 
 methods = pytest.mark.parametrize("method", QUICK)
@@ -91,6 +99,7 @@ class Counting(Prior):
     """The field; counts its calls and may spoil one of them."""
 
     channels = 3
+    learned_variance = False
 
     def __init__(self, spoil=lambda call, x: x):
         self.calls, self.spoil = 0, spoil
@@ -145,6 +154,11 @@ def test_a_run_gives_finite_images_of_the_right_shape(variant, operator):
     assert result.spec["method"]["name"] == name
 
 
+@pytest.mark.parametrize("method", ["dps", "mcg"])
+def test_the_official_preset_needs_no_learned_variance(method):
+    assert solve(method, preset="official").x.isfinite().all()
+
+
 @pytest.mark.parametrize("method", WITH_PRIOR)
 def test_a_network_with_a_learned_variance_is_taken(method):
     toy = ToyNetwork({"m": (0.6, 0.3, 0.1), "q": 0.25, "c": 0.3})
@@ -181,6 +195,20 @@ def test_network_calls_are_counted(method):
     else:
         assert result.nfe * 2 == prior.calls
     assert result.nfe > 0
+
+
+def test_calls_and_products_of_exact_draws_are_told():
+    prior = Counting()
+    result = solve("daps-exact", prior=prior)
+    assert result.details["calls_for_spectrum"] == 96
+    assert prior.calls == 96 + result.nfe
+    assert solve("daps-exact").details["calls_for_spectrum"] == 0  # it knows its own
+    tweedie = solve("daps-exact", covariance="tweedie")
+    assert len(tweedie.details["vjps"]) == len(tweedie.trace)
+    # those of the Lanczos iteration, one an iteration of CG, the last
+    details = tweedie.details
+    for count, cg in zip(details["vjps"], details["cg_iterations"], strict=True):
+        assert count == 20 + cg + 1
 
 
 @pytest.mark.parametrize("method", sorted(NO_PRIOR))
@@ -230,7 +258,7 @@ def test_global_random_state_is_neither_read_nor_written(method):
 @pytest.mark.parametrize("project", [None, True], ids=["plain", "projected"])
 @variants
 def test_a_batch_is_a_loop_bit_for_bit(variant, project):
-    if project and VARIANTS[variant][0] not in PROJECTED:
+    if project and variant in UNPROJECTED:
         pytest.skip("takes no projector")
     y = measured(3)
     together = solve(variant, y, seed=7, project=project)
@@ -281,7 +309,7 @@ def test_a_projector_is_taken_or_refused_with_the_reason(method):
 
 @variants
 def test_keeping_all_energy_is_not_projecting_bit_for_bit(variant):
-    if VARIANTS[variant][0] not in PROJECTED:
+    if variant in UNPROJECTED:
         pytest.skip("takes no projector")
     y = measured(2)
     all_kept = solve(variant, y, project=StateProjector(1.0))
@@ -321,7 +349,8 @@ HUGE = {
     "mcg": {"scale": 1e30},
     "score_ald": {"r": 1e30},
     "score_ald-normalised": {"r": 1e30},
-    "dmplug": {"lr": 1e37, "layers": 10},
+    "score_ald-poster": {"zeta": 1e30},
+    "dmplug": {"lr": 1e37, "layers": 10, "stop": "last"},
     "dmilo": {"lr": 1e37},
     "dmilo_pgd": {"lr": 1e37},
 }
@@ -336,7 +365,9 @@ def test_every_method_with_a_step_size_is_driven_too_far():
 def test_divergence_is_told_with_its_level_and_what_to_lower(method):
     result = solve(method, measured(2), steps=50, **HUGE[method])
     assert result.x.isnan().all() and result.residual.isnan().all()
-    option = SAMPLERS[VARIANTS[method][0]].step_option
+    name, options = VARIANTS[method]
+    option = SAMPLERS[name](**options).step_to_lower
+    assert option in HUGE[method]
     warning = result.warnings[0]
     assert warning.startswith("2 of 2 runs diverged at level ")
     assert warning.endswith(f": lower `{option}`")
@@ -344,10 +375,16 @@ def test_divergence_is_told_with_its_level_and_what_to_lower(method):
     assert len(result.warnings) == 1
 
 
+def test_no_step_size_is_named_where_none_counts():
+    assert as_sampler("score_ald", {"form": "vp"}).step_to_lower is None
+    assert as_sampler("daps", {"dynamics": "exact"}).step_to_lower is None
+
+
 @pytest.mark.parametrize("method", WITH_PRIOR)
 def test_a_prior_that_gives_nan_is_blamed(method):
     prior = Counting(lambda call, x: x * torch.nan if call > 2 else x)
-    result = solve(method, prior=prior)
+    last = {"stop": "last"} if method == "dmplug" else {}
+    result = solve(method, prior=prior, **last)
     assert result.x.isnan().all() and result.residual.isnan().all()
     assert any("the prior gave images with NaN" in w for w in result.warnings)
 
@@ -372,6 +409,40 @@ def test_only_the_image_that_was_lost_is_nan(method):
         assert torch.equal(result.x[i], expected[i])
     assert result.warnings[0].startswith("1 of 3 runs")
     assert "at level 1 (sigma" in result.warnings[0]
+
+
+def test_an_image_that_is_done_is_not_touched_by_what_comes_after():
+    y = measured(2)
+    options = {"steps": 20, "lr": 1e37, "layers": 10}
+    (first, second) = solve("dmplug", y, steps=1, layers=10).details["selection"][
+        "residual"
+    ]
+    if first > second:
+        y, first, second = y.flip(0), second, first
+    options["tau"] = (first + second) / 2  # one is done with its first iterate
+    levels = []
+    result = solve("dmplug", y, **options, callback=lambda lv: levels.append(lv.sqnorm))
+    assert result.x.isfinite().all()
+    assert levels[-1].isnan().tolist() == [False, True]
+    assert all(torch.equal(sqnorm[0], levels[0][0]) for sqnorm in levels)
+    assert result.warnings[:2] == [
+        "1 of 2 runs diverged at level 2: lower `lr`",
+        "1 of 2 runs return what they had chosen before they diverged at level 2",
+    ]
+    for i in range(2):
+        alone = solve("dmplug", y[i : i + 1], **options)
+        assert torch.equal(alone.x[0], result.x[i])
+        assert any("diverged" in w for w in alone.warnings) == (i == 1)
+        for key in ("index", "residual"):
+            (value,) = alone.details["selection"][key]
+            assert value == result.details["selection"][key][i] is not None
+
+
+def test_a_run_to_the_last_iterate_that_diverges_has_chosen_nothing():
+    result = solve("dmplug", lr=1e37, layers=10, stop="last")
+    selection = result.details["selection"]
+    assert result.x.isnan().all()
+    assert selection["index"] == selection["residual"] == [None]
 
 
 # ---- wrong calls ----
@@ -429,6 +500,9 @@ def test_what_a_method_cannot_solve_is_refused_before_the_first_call():
     refused("mcg-official", ValueError, "no formula for measurements", **phase)
     zeros = {"y": torch.zeros(1, 3, SIZE, SIZE)}
     refused("dps-poisson", ValueError, "entries that are 0", **zeros)
+    for method in ("dps", "mcg", "score_ald-vp", "score_ald-poster"):
+        for variance in ("learned", "learned_range"):
+            refused(method, ValueError, "a learned variance", variance=variance)
     for method in ("sdedit", "diffpir"):
         refused(method, ValueError, "keep_known is for inpainting", keep_known=True)
 
@@ -496,6 +570,13 @@ def test_an_unknown_task_is_refused_with_the_nearest():
         ValueError, match="'gauss_deblur'; did you mean 'gaussian_deblur'"
     ):
         as_sampler("dps", {"task": "gauss_deblur"})
+
+
+def test_a_task_without_constants_of_the_method_is_told():
+    result = solve("score_ald", task="super_resolution")
+    assert any("no constants of score_ald" in w for w in result.warnings)
+    result = solve("dps", task="super_resolution")
+    assert not any("no constants" in w for w in result.warnings)
 
 
 def test_an_unknown_key_in_a_method_file_is_named(tmp_path, monkeypatch):

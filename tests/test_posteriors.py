@@ -19,6 +19,7 @@ from diffstategrad.operators import Downsample, GaussianBlur, Inpainting
 from diffstategrad.samplers import DiffPIR, total_variation
 from diffstategrad.samplers.base import square_norm
 from diffstategrad.samplers.data_step import data_step, harmonic_fill
+from diffstategrad.samplers.exact import _dot
 
 EPS = 2.0**-52
 SIGMA = 0.05
@@ -442,6 +443,33 @@ def test_the_weight_of_total_variation_meets_the_discrepancy(method):
     torch.testing.assert_close(again.x, result.x, rtol=0, atol=0.02)
 
 
+def test_a_search_that_ends_early_returns_the_nearest_weight_and_says_so():
+    A = Inpainting.random((16, 12), missing=0.3)
+    y = A.measure(cartoon(16, 12), SIGMA)
+
+    def run(**options):
+        return dsg.solve(y, A, None, "hqs_tv", sigma=SIGMA, progress=False, **options)
+
+    enough = run()
+    assert enough.details["found"] == [True]
+    assert 0.95 <= enough.details["residual"][0] <= 1.05
+    assert not any("searches" in warning for warning in enough.warnings)
+    few = run(searches=1)
+    assert few.details["found"] == [False] and "raise `searches`" in few.warnings[0]
+    assert abs(few.details["residual"][0] - 1) > 0.05
+    assert "found" not in run(lam=2.0).details
+
+    # weights that are tried: residuals 0.5, 1.2, 2, ...; the second is the nearest
+    residuals = iter([0.5, 1.2, 2.0, 3.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            total_variation._Search, "_residual", lambda self: self.s * next(residuals)
+        )
+        nearest = run(searches=4)
+    assert nearest.details["residual"] == [pytest.approx(1.2)]
+    assert nearest.details["lam"] == [pytest.approx(0.75 / SIGMA)]
+
+
 # ---- data step and guess ----
 
 
@@ -483,15 +511,17 @@ def test_a_data_step_that_does_not_converge_is_used_as_it_is():
 # ---- sums ----
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 9), (3, 128, 128)])
-def test_the_norm_of_an_image_depends_on_nothing_but_the_image(shape):
-    x = GaussianPrior(shape, power=0.0).sample(3).float()
+@pytest.mark.parametrize("square", [square_norm, lambda x: _dot(x, x)])
+def test_the_norm_of_an_image_depends_on_nothing_but_the_image(square, shape, dtype):
+    x = GaussianPrior(shape, power=0.0).sample(3).to(dtype)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append(square_norm(x))
-            results.append(torch.cat([square_norm(x[i : i + 1]) for i in range(3)]))
+            results.append(square(x))
+            results.append(torch.cat([square(x[i : i + 1]) for i in range(3)]))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)

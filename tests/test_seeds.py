@@ -469,6 +469,21 @@ def test_an_iterate_that_is_not_finite_is_never_chosen(rule):
     assert selection.details["index"] == [0, 2]
 
 
+@pytest.mark.parametrize("rule", ["last", "discrepancy", "es_wmv", "holdout"])
+def test_what_diverges_keeps_what_was_chosen_and_ends_there(rule):
+    images = levels([3, 2, 1], [3, 2, 1])
+    holdout = torch.ones(2, 1, 2, 2, dtype=torch.bool)
+    selection, _ = follow(rule, images[:2], tau=0.1, holdout=holdout)
+    selection.lose(torch.tensor([True, False]))
+    selection.update(2, images[2], images[2])
+    chosen = rule in ("discrepancy", "holdout")
+    assert selection.held.tolist() == [chosen] * 2
+    assert selection.done.tolist() == [True, False]
+    assert selection.details["index"] == [1 if chosen else None, 2]
+    assert selection.best[0].isfinite().all() == chosen
+    assert selection.sqnorm[0].isnan() and selection.sqnorm[1] == 4.0
+
+
 def test_a_twentieth_of_the_measured_pixels_is_held_out():
     y = made(Identity(), b=2, size=40)
     held = held_out(Identity(), y)
@@ -730,6 +745,25 @@ def test_only_the_image_that_diverged_is_nan(kind, project):
         "values"
     )
     assert result.details["selection"]["index"][1] is None
+
+
+def test_a_sweep_blames_the_prior_for_its_own_failures_only():
+    failed = []
+
+    class Once(Breaking):
+        """NaN in one call."""
+
+        def denoise(self, x, sigma):
+            self.calls -= 1
+            out = CHEAP.denoise(x, sigma)
+            return out * torch.nan if self.calls == -7 else out
+
+    run(
+        *("dmilo", made(b=2)),
+        prior=Once(0),
+        callback=lambda level: failed.append(level.prior_failed.tolist()),
+    )
+    assert any(failed[0] + failed[1]) and not any(failed[-1])
 
 
 @methods

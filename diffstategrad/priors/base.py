@@ -35,12 +35,18 @@ class Prior(ABC):
         Links sigma and the network time t.
     profile : Profile or None
         Second moments of its images; None: measured where a method asks for them.
+    learned_variance : bool or None
+        Whether `predict` gives the code of one; None: a call will show.
+    spectrum_calls : int
+        Calls of `denoise`, with one image each, that measuring `power_spectrum` took.
     """
 
     channels: int | None = None
     stride: int = 1
     schedule: VPSchedule = VPSchedule()
     profile: Profile | None = None
+    learned_variance: bool | None = None
+    spectrum_calls: int = 0
 
     @abstractmethod
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
@@ -94,7 +100,7 @@ class Prior(ABC):
         measured: dict[tuple[int, ...], Profile]
         measured = self.__dict__.setdefault("_measured", {})
         if shape not in measured:
-            images = _images(self, shape, dtype)
+            images, self.spectrum_calls = _images(self, shape, dtype)
             if not images.isfinite().all():
                 raise ValueError("the prior gave images with NaN or infinite values")
             measured[shape] = Profile.of(images)
@@ -130,6 +136,8 @@ class CallablePrior(Prior):
     anything with `__dlpack__` is taken (JAX, NumPy, CuPy).
     """
 
+    learned_variance = False
+
     def __init__(self, function: Callable[[Tensor, float], Any]):
         self.function = function
 
@@ -162,6 +170,8 @@ class CallablePrior(Prior):
 class NoPrior(Prior):
     """Stands where a method needs no network."""
 
+    learned_variance = False
+
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         raise RuntimeError("this method was said to need no prior")
 
@@ -170,8 +180,10 @@ class NoPrior(Prior):
 
 
 @torch.no_grad()
-def _images(prior: Prior, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Images of the prior, (4, *shape)."""
+def _images(
+    prior: Prior, shape: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor, int]:
+    """Images of the prior, (4, *shape), and the calls they took."""
     n = 4
     sigmas = [*map(float, poly_grid(40.0, 0.02, 24)), 0.0]
     source = CounterNoise(0, range(n), [0] * n)
@@ -179,4 +191,4 @@ def _images(prior: Prior, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     for sigma, after in pairwise(sigmas):
         denoised = torch.cat([prior.denoise(image[None], sigma) for image in x])
         x = denoised + after / sigma * (x - denoised)
-    return x
+    return x, n * (len(sigmas) - 1)

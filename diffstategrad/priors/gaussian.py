@@ -38,6 +38,8 @@ class GaussianPrior(Prior):
     correlation_length : float > 0, in pixels
     """
 
+    learned_variance = False
+
     def __init__(
         self,
         shape: tuple[int, int, int],

@@ -129,7 +129,7 @@ def load_prior(path: str | Path, *, name: str | None = None) -> NetworkPrior:
     def in_single_precision(z: Tensor, t: Tensor) -> Tensor:
         return network(z.float(), t.float()).to(z.dtype)
 
-    return NetworkPrior(
+    prior = NetworkPrior(
         in_single_precision,
         header["prediction"],
         schedule=VPSchedule(schedule["beta_min"], schedule["beta_d"]),
@@ -137,3 +137,5 @@ def load_prior(path: str | Path, *, name: str | None = None) -> NetworkPrior:
         stride=network.stride,
         name=name or str(path),
     )
+    prior.learned_variance = False  # what is trained here has none
+    return prior

@@ -42,10 +42,13 @@ class Outcome:
         JSON values and arrays, for `Result.details`.
     apply : callable or None
         A(x) with what a blind method has found; None where the operator says it.
+    warnings : list of str
+        For `Result.warnings`.
     """
 
     details: dict[str, Any] = field(default_factory=dict)
     apply: Callable[[Tensor], Tensor] | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class Level:
     ranks, kept : the projector's, per image and channel; None without one
     prior_failed : bool of every image, or None
         True where the prior's own estimate is not finite.
+    held : bool of every image, or None
+        True where a rule has chosen x0y, which stands whatever becomes of the image.
     """
 
     index: int
@@ -107,6 +112,7 @@ class Level:
     ranks: tuple[tuple[int, ...], ...] | None = None
     kept: tuple[tuple[float, ...], ...] | None = None
     prior_failed: Tensor | None = None
+    held: Tensor | None = None
 
 
 #: A state with an entry beyond this has diverged, finite as it may be: clamped
@@ -248,6 +254,11 @@ class Sampler(BaseModel, ABC):
             raise ValueError(
                 f"{self.name}: {where}: {first['msg']}, got {first['input']!r}"
             ) from None
+
+    @property
+    def step_to_lower(self) -> str | None:
+        """`step_option`, where the other options leave it any effect."""
+        return self.step_option
 
     @property
     @abstractmethod

@@ -135,6 +135,10 @@ class DAPS(Sampler):
         return self
 
     @property
+    def step_to_lower(self) -> str | None:
+        return None if self.dynamics == "exact" else "lr"
+
+    @property
     def levels(self) -> int:
         return self.steps
 
@@ -184,6 +188,9 @@ class DAPS(Sampler):
         if self.covariance == "capped":
             details["signal_std"] = draw.std
         details["cg_iterations"] = draw.iterations
+        details["calls_for_spectrum"] = draw.spectrum_calls
+        if self.covariance == "tweedie":
+            details["vjps"] = draw.vjps
         return draw
 
     def _estimate(self, problem: Problem, xt: Tensor, sigma: float) -> Tensor:

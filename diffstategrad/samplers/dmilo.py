@@ -84,7 +84,7 @@ class DMILO(Sampler):
             self._tell(problem, report, sweep, selection, outer, seed)
             if selection.finished:
                 break
-        return sweep.alive.mark(selection.best)
+        return selection.best
 
     def _selection(self, problem: Problem, sweep: _Sweep) -> Selection:
         selection = Selection(
@@ -109,6 +109,7 @@ class DMILO(Sampler):
         sweep.alive.check(sweep.image)
         predicted = sweep.alive.mark(problem.operator(sweep.image))
         selection.update(outer, sweep.image, predicted)
+        selection.lose(sweep.alive.diverged)
         report(
             Level(
                 index=outer,
@@ -116,10 +117,11 @@ class DMILO(Sampler):
                 xt=seed,
                 x0hat=sweep.image,
                 x0y=selection.best,
-                sqnorm=sweep.alive.mark(square_norm(predicted - problem.y)),
+                sqnorm=selection.sqnorm.clone(),
                 ranks=sweep.guide.ranks,
                 kept=sweep.guide.kept,
                 prior_failed=sweep.prior_failed,
+                held=selection.held,
             )
         )
 
@@ -155,7 +157,7 @@ class DMILOPGD(DMILO):
             image = sweep.image
             if selection.finished:
                 break
-        return sweep.alive.mark(selection.best)
+        return selection.best
 
     def _data(
         self, problem: Problem, sweep: _Sweep, image: Tensor, outer: int
@@ -222,6 +224,7 @@ class _Sweep:
         Only where it is the measurement itself are entries held out and its gradient
         projected."""
         last = len(self.pairs) - 1
+        self.prior_failed = torch.zeros_like(self.prior_failed)
         for i in range(last, -1, -1):
             if i < last:
                 cotangent = self._to_state(target)

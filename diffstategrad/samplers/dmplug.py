@@ -100,6 +100,7 @@ class DMPlug(Sampler):
             iterate = step(k)
             taken = selection.update(k, iterate.x, iterate.predicted)
             fit.keep_unknowns(taken, iterate)
+            selection.lose(fit.alive.diverged)
             report(
                 Level(
                     index=k,
@@ -107,23 +108,25 @@ class DMPlug(Sampler):
                     xt=seed,
                     x0hat=iterate.x,
                     x0y=selection.best,
-                    sqnorm=fit.alive.mark(iterate.sqnorm),
+                    sqnorm=selection.sqnorm.clone(),
                     ranks=fit.guide.ranks,
                     kept=fit.guide.kept,
                     prior_failed=(plausible & ~finite(iterate.x)).cpu(),
+                    held=selection.held,
                 )
             )
             if selection.finished:
                 break
-        return fit.alive.mark(selection.best)
+        return selection.best
 
 
 @dataclass
 class _Iterate:
     """G(Z) at one Z, before any step from there.
 
-    ``sqnorm`` is ||A(x) - y||^2 and ``loss`` the mean square over the entries that are
-    not held out, both float64; ``unknowns`` are those that A was applied with.
+    ``sqnorm`` is ||A(x) - y||^2 and ``loss`` the same without what is held out, over
+    the number of all entries, both float64; ``unknowns`` are those that A was applied
+    with.
     """
 
     x: Tensor

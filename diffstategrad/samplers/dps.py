@@ -36,6 +36,7 @@ from torch import Tensor
 
 from diffstategrad._backend import backend
 from diffstategrad.operators import Operator
+from diffstategrad.priors import Prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.samplers.base import (
     LIMIT,
@@ -101,6 +102,14 @@ def ancestral_step(
         gradient,
         scale,
     )
+
+
+def check_variance(name: str, variance: Variance, prior: Prior) -> None:
+    """ValueError for a learned variance of a prior that is known to have none."""
+    if variance.startswith("learned") and prior.learned_variance is False:
+        raise ValueError(
+            f"{name}: variance={variance!r} needs a network with a learned variance"
+        )
 
 
 class DPS(Sampler):
@@ -176,6 +185,8 @@ class DPS(Sampler):
 
     def _check(self, problem: Problem) -> None:
         """ValueError for a problem that these options cannot solve."""
+        if self.sampler == "ddpm":
+            check_variance(self.name, self.variance, problem.network.prior)
         if self.likelihood == "poisson" and (problem.y == 0).any():
             raise ValueError(
                 f"{self.name}: likelihood='poisson' weighs with 1 / |y|, and y has "

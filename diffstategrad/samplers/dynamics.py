@@ -27,7 +27,7 @@ from torch import Tensor
 
 from diffstategrad import _core
 from diffstategrad.projection import Subspace
-from diffstategrad.samplers.base import Problem, finite
+from diffstategrad.samplers.base import Problem, finite, square_norm
 
 __all__ = ["Chain", "hmc", "langevin", "metropolis"]
 
@@ -169,9 +169,8 @@ def metropolis(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     noise, x = chain.problem.noise, chain.start.clone()
 
     def energy(x: Tensor) -> tuple[Tensor, Tensor]:
-        misfit = (chain.problem.operator(x) - chain.problem.y).double()
-        sqnorm = misfit.square().flatten(1).sum(1)
-        distance = (x - chain.m).double().square().flatten(1).sum(1)
+        sqnorm = square_norm(chain.problem.operator(x) - chain.problem.y)
+        distance = square_norm(x - chain.m)
         return (chain.likelihood * sqnorm + chain.prior * distance) / 2, sqnorm
 
     value, chain.sqnorm = energy(x)

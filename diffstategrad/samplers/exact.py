@@ -49,7 +49,7 @@ from torch.nn import AvgPool2d
 
 from diffstategrad.noise import CounterNoise
 from diffstategrad.priors.spectrum import Spectrum
-from diffstategrad.samplers.base import Problem
+from diffstategrad.samplers.base import Problem, square_norm
 from diffstategrad.samplers.data_step import data_step
 
 __all__ = ["Covariance", "ExactDraw"]
@@ -74,6 +74,11 @@ class ExactDraw:
     iterations : list of int
         Of conjugate gradients, a level: the most of any image; 0 where the operator's
         own data step was taken.
+    vjps : list of int
+        Products with the network's Jacobian, a level: the most of any image.
+    spectrum_calls : int
+        Network calls, with one image each, that measuring the prior took, in this run
+        or before it.
     """
 
     def __init__(
@@ -86,11 +91,14 @@ class ExactDraw:
             )
         self.problem, self.covariance = problem, covariance
         self.iterations: list[int] = []
+        self.vjps: list[int] = []
+        self.spectrum_calls = 0
         self.std = signal_std
         image = tuple(problem.start.shape[1:])
         if covariance == "spectral" or (covariance == "capped" and signal_std is None):
             prior = problem.network.prior
             self.spectrum = prior.power_spectrum(image, problem.start.dtype)
+            self.spectrum_calls = prior.spectrum_calls
             self.std = self.std or self.spectrum.std
         else:
             self.spectrum = Spectrum(torch.ones(image, dtype=torch.float64))
@@ -105,8 +113,7 @@ class ExactDraw:
             x = self._tweedie(m, xt, sigma)
         else:
             x = self._round(m, sigma)
-        misfit = (self.problem.operator(x) - self.problem.y).double()
-        return x, misfit.square().flatten(1).sum(1)
+        return x, square_norm(self.problem.operator(x) - self.problem.y)
 
     def _round(self, m: Tensor, sigma: float) -> Tensor:
         """S = r^2 I."""
@@ -144,9 +151,13 @@ class ExactDraw:
         n1, n2 = self._noise(m)
         y = (self.problem.y + self.problem.sigma * n2).double()
         x = torch.empty_like(m)
+        self.vjps.append(0)
         for part, vjp in self.problem.network.linearised(xt, sigma):
+            count = 0
 
             def product(v: Tensor, vjp: _Product = vjp) -> Tensor:
+                nonlocal count
+                count += 1
                 return sigma**2 * vjp(v.to(xt)).double()
 
             def in_y(z: Tensor, product: _Product = product) -> Tensor:
@@ -156,6 +167,7 @@ class ExactDraw:
             free = m[part].double() + _lanczos_root(product, n1[part].double())
             z = self._solve(in_y, y[part] - operator(free), m.dtype)
             x[part] = (free + product(operator.adjoint(z, image))).to(m)
+            self.vjps[-1] = max(self.vjps[-1], count)
         return x
 
     def _noise(self, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +265,8 @@ def _lanczos_root(product: _Product, n: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).flatten(1).sum(1)
+    """(B,) row by row, as in `square_norm`."""
+    return (a * b).sum(-1).flatten(1).sum(1)
 
 
 def _column(t: Tensor) -> Tensor:

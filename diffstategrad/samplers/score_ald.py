@@ -45,7 +45,7 @@ from diffstategrad.samplers.base import (
     Survivors,
     square_norm,
 )
-from diffstategrad.samplers.dps import Variance, ancestral_step
+from diffstategrad.samplers.dps import Variance, ancestral_step, check_variance
 from diffstategrad.schedules import ddpm_tables
 
 __all__ = ["ScoreALD"]
@@ -95,6 +95,10 @@ class ScoreALD(Sampler):
     @property
     def _ancestral(self) -> bool:
         return self.form in ("vp", "poster")
+
+    @property
+    def step_to_lower(self) -> str | None:
+        return {"vp": None, "poster": "zeta"}.get(self.form, "r")
 
     @property
     def levels(self) -> int:
@@ -153,6 +157,7 @@ class ScoreALD(Sampler):
     def _ancestral_run(
         self, problem: Problem, report: Callable[[Level], None]
     ) -> Tensor:
+        check_variance(self.name, self.variance, problem.network.prior)
         tables = ddpm_tables(self.levels)
         guide, alive = Guide(problem.projector), Survivors(len(problem.start))
         x = problem.noise.normal(problem.start)

@@ -83,7 +83,10 @@ class Selection:
     Attributes
     ----------
     best : Tensor, shape (B, C, H, W)
-        The iterates to return if the run ended now.
+        The iterates to return if the run ended now; NaN where there is none.
+    sqnorm : Tensor, shape (B,)
+        ||A(x) - y||^2 of the last iterate of an image before it was done, float64; NaN
+        for an image that diverged before it.
     done : bool of every image
         True where no later iterate will be taken.
     details : dict
@@ -92,6 +95,7 @@ class Selection:
     """
 
     best: Tensor
+    sqnorm: Tensor
 
     def __init__(
         self,
@@ -128,13 +132,20 @@ class Selection:
         """True when no image can change any more."""
         return bool(self.done.all())
 
+    @property
+    def held(self) -> Tensor:
+        """True for the images that have an iterate the rule compared with others."""
+        return self._value.isfinite()
+
     def update(self, k: int, x: Tensor, predicted: Tensor) -> Tensor:
         """Looks at iterate k and its A(x); True for the images that now return it."""
         error = predicted - self.y
+        sqnorm = square_norm(error)
+        self.sqnorm = torch.where(self.done, self.sqnorm, sqnorm) if k else sqnorm
         residual = square_norm(self.weight * error).sqrt().cpu() / self.scale
         take = self._better(k, x, error, residual) & ~self.done
         if k == 0:
-            self.best = x.clone()
+            self.best = torch.full_like(x, torch.nan)
         self.best[take] = x[take]
         self._index[take] = k
         for i in take.nonzero().flatten().tolist():
@@ -146,6 +157,16 @@ class Selection:
         elif self.rule == "es_wmv" and k >= _IGNORED:
             self.done |= k - self._index >= self.patience
         return take
+
+    def lose(self, diverged: Tensor) -> None:
+        """Ends the images that diverged before they were done.  They keep what is held;
+        the last iterate of a run that went on is nothing to return."""
+        lost = diverged & ~self.done
+        self.done |= lost
+        self.sqnorm[lost] = torch.nan
+        for i in (lost & ~self.held).nonzero().flatten().tolist():
+            self.best[i] = torch.nan
+            self.details["index"][i] = self.details["residual"][i] = None
 
     def _better(self, k: int, x: Tensor, error: Tensor, residual: Tensor) -> Tensor:
         """True for the images that prefer iterate k to what they have."""

@@ -88,10 +88,21 @@ class _TotalVariation(Splitting):
         ]
         for k in range(self.levels):
             before, x = x, torch.cat([search.step() for search in searches])
-            problem.outcome.details["lam"] = [search.used for search in searches]
+            details = problem.outcome.details
+            details["lam"] = [search.used for search in searches]
+            details["residual"] = [search.ratio for search in searches]
+            if isinstance(self.lam, str):
+                details["found"] = [search.found for search in searches]
             self._tell(problem, report, alive, k, None, before, x, x)
             if all(search.done for search in searches):
                 break
+        missed = sum(not (search.found or search.fixed) for search in searches)
+        if missed:
+            problem.outcome.warnings.append(
+                f"{missed} of {len(searches)} runs found no weight lambda with a "
+                "residual within 5 % of the noise and return the nearest: raise "
+                "`searches`"
+            )
         return alive.mark(x)
 
     @abstractmethod
@@ -114,7 +125,11 @@ class _State:
 
 
 class _Search:
-    """The weights that one image tries."""
+    """The weights that one image tries.
+
+    ``x`` is the minimiser whose residual came nearest to the noise, ``ratio`` that
+    residual over it, ``used`` its weight.
+    """
 
     def __init__(
         self, method: _TotalVariation, problem: Problem, i: int, s: float, x: Tensor
@@ -124,22 +139,27 @@ class _Search:
         self.state = _State(x)
         self.fixed = not isinstance(method.lam, str)
         self.lam = 0.5 / s if isinstance(method.lam, str) else method.lam
-        self.used = self.lam
+        self.x, self.used, self.ratio = x, self.lam, math.nan
         self.factor, self.last, self.done = 1.5, 0, False
+
+    @property
+    def found(self) -> bool:
+        return 0.95 <= self.ratio <= 1.05
 
     def step(self) -> Tensor:
         """The minimiser for this weight; chooses the next one."""
         if not self.done:
-            self.used = self.lam
             self.method.minimise(self._data_step, self.lam, self.s, self.state)
             self._choose()
-        return self.state.x
+        return self.x
 
     def _data_step(self, v: Tensor, penalty: float) -> Tensor:
         return data_step(self.operator, v, self.y, penalty * self.s**2)
 
     def _choose(self) -> None:
         ratio = self._residual() / self.s
+        if math.isnan(self.ratio) or abs(ratio - 1) < abs(self.ratio - 1):
+            self.x, self.used, self.ratio = self.state.x, self.lam, ratio
         # NaN is neither below nor above
         direction = (ratio < 0.95) - (ratio > 1.05)
         self.done = self.fixed or direction == 0
