@@ -23,6 +23,7 @@ Annealing", CVPR 2025 (DAPS), and its two published codes for the two grids.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,6 +46,7 @@ __all__ = [
     "latent_grid",
     "layer_grid",
     "poly_grid",
+    "sigma_of",
 ]
 
 _VERSIONS = ("2024", "2025")
@@ -153,6 +155,14 @@ class TableSchedule:
         """Network time (fractional, not rounded) of noise level `sigma`."""
         log = np.log1p(np.asarray(sigma, dtype=np.float64) ** 2)
         return np.interp(log, self._log, np.arange(self.n))
+
+
+def sigma_of(alpha_bar: float) -> float:
+    """Noise level sqrt((1 - ab) / ab) of signal variance ab = `alpha_bar`; ValueError
+    unless 0 < ab < 1."""
+    if not 0 < alpha_bar < 1:
+        raise ValueError(f"need 0 < alpha_bar < 1, got {alpha_bar}")
+    return math.sqrt((1 - alpha_bar) / alpha_bar)
 
 
 def poly_grid(smax: float, smin: float, n: int, rho: float = 7.0) -> np.ndarray:

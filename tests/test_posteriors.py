@@ -16,10 +16,11 @@ import torch
 import diffstategrad as dsg
 from diffstategrad import GaussianPrior, _core
 from diffstategrad.operators import Downsample, GaussianBlur, Inpainting
+from diffstategrad.reference.differences import differences, differences_adjoint
 from diffstategrad.samplers import DiffPIR, total_variation
 from diffstategrad.samplers.base import square_norm
+from diffstategrad.samplers.conjugate_gradients import dot
 from diffstategrad.samplers.data_step import data_step, harmonic_fill
-from diffstategrad.samplers.exact import _dot
 
 EPS = 2.0**-52
 SIGMA = 0.05
@@ -411,17 +412,17 @@ def test_the_prox_of_total_variation_closes_its_duality_gap():
 
 def test_the_screened_equation_is_solved():
     x = GaussianPrior((3, 7, 10), power=0.0).sample(2)
-    b = x + total_variation._adjoint(total_variation.differences(x))
+    b = x + differences_adjoint(differences(x))
     torch.testing.assert_close(total_variation.smooth(b), x, rtol=0, atol=100 * EPS)
-    p = total_variation.differences(x.flip(2))
-    left = (total_variation.differences(x) * p).sum()
-    right = (x * total_variation._adjoint(p)).sum()
+    p = differences(x.flip(2))
+    left = (differences(x) * p).sum()
+    right = (x * differences_adjoint(p)).sum()
     torch.testing.assert_close(left, right, rtol=1e3 * EPS, atol=0)
 
 
 @pytest.mark.parametrize("coupled", [False, True], ids=["separate", "coupled"])
 def test_shrinking_takes_the_amount_off_every_length(coupled):
-    p = 3 * total_variation.differences(FIELD_OF_3.sample(1))
+    p = 3 * differences(FIELD_OF_3.sample(1))
     axes = (1, 2) if coupled else (1,)
     before = p.square().sum(axes).sqrt()
     after = total_variation.shrink(p, 0.7, coupled=coupled).square().sum(axes).sqrt()
@@ -513,7 +514,7 @@ def test_a_data_step_that_does_not_converge_is_used_as_it_is():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 9), (3, 128, 128)])
-@pytest.mark.parametrize("square", [square_norm, lambda x: _dot(x, x)])
+@pytest.mark.parametrize("square", [square_norm, lambda x: dot(x, x)])
 def test_the_norm_of_an_image_depends_on_nothing_but_the_image(square, shape, dtype):
     x = GaussianPrior(shape, power=0.0).sample(3).to(dtype)
     before, results = torch.get_num_threads(), []

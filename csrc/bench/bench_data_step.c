@@ -23,24 +23,6 @@ enum { CHANNELS = 3, SIDE = 256, RADIUS = 12, RUNS = 25 };
 static const dsg_shape shape = {.c = CHANNELS, .h = SIDE, .w = SIDE};
 static const dsg_cg_options options = {.tolerance = 1e-5, .iterations = 1000};
 
-static void *
-get(size_t n, size_t size)
-{
-    void *p = dsg_alloc(n, size);
-    if (!p)
-        exit(1);
-    return p;
-}
-
-static void
-good(dsg_status status)
-{
-    if (status != DSG_OK) {
-        fprintf(stderr, "%s\n", dsg_strerror(status));
-        exit(1);
-    }
-}
-
 static float *
 random_image(size_t n)
 {
@@ -71,17 +53,17 @@ time_step(const char *name, const dsg_op_f32 *op, dsg_data_step_f32 *step, int r
         for (int i = 0; i < RUNS; i++) {
             dsg_data_step_destroy_f32(step);
             double start = now();
-            good(dsg_data_step_create_f32(&step, op));
+            check(dsg_data_step_create_f32(&step, op));
             seconds[i] = now() - start;
         }
         snprintf(label, sizeof label, "%s set-up", name);
         report(label, seconds, RUNS);
         printf("\n");
     }
-    good(dsg_data_step_prox_batch_f32(step, x, v, y, 0.01, &options, &info, 1));
+    check(dsg_data_step_prox_batch_f32(step, x, v, y, 0.01, &options, &info, 1));
     for (int i = 0; i < runs; i++) {
         double start = now();
-        good(dsg_data_step_prox_batch_f32(step, x, v, y, 0.01, &options, &info, 1));
+        check(dsg_data_step_prox_batch_f32(step, x, v, y, 0.01, &options, &info, 1));
         seconds[i] = now() - start;
     }
     snprintf(label, sizeof label, "%s prox", name);
@@ -105,9 +87,9 @@ time_iterated(const char *name, dsg_op_f32 *op)
     double norm, start;
     open.data_step = NULL;
     op->class = &open;
-    good(dsg_data_step_create_f32(&step, op));
+    check(dsg_data_step_create_f32(&step, op));
     start = now();
-    good(dsg_data_step_norm_f32(step, &norm));
+    check(dsg_data_step_norm_f32(step, &norm));
     printf("%-34s once %8.4f ms  %.7f\n", "norm by Lanczos", (now() - start) * 1e3,
            norm);
     time_step(name, op, step, 3);
@@ -164,12 +146,12 @@ main(void)
     unsigned char *mask = get(SIDE * SIDE, 1);
     for (size_t i = 0; i < SIDE * SIDE; i++)
         mask[i] = rand() % 10 < 3;
-    good(dsg_mask_create_f32(&op, shape, mask, 1));
+    check(dsg_mask_create_f32(&op, shape, mask, 1));
     time_step("mask", op, NULL, RUNS);
     dsg_op_destroy_f32(op);
     dsg_free(mask);
 
-    good(dsg_resize_create_f32(&op, shape, 4));
+    check(dsg_resize_create_f32(&op, shape, 4));
     time_step("resize x4", op, NULL, RUNS);
     time_naive("resize x4 products, naive", SIDE / 4);
     time_iterated("resize x4 by CG", op);
@@ -193,14 +175,14 @@ main(void)
                                   .centre_row = RADIUS,
                                   .centre_column = RADIUS,
                                   .border = DSG_BORDER_REFLECT};
-    good(dsg_blur_create_f32(&op, shape, kernel, &geometry, DSG_BLUR_SEPARABLE));
+    check(dsg_blur_create_f32(&op, shape, kernel, &geometry, DSG_BLUR_SEPARABLE));
     double seconds[RUNS];
     dsg_data_step_f32 *step = NULL;
     for (int i = 0; i < RUNS; i++) {
         dsg_data_step_destroy_f32(step);
         double start = now();
-        good(dsg_separable_create_f32(&step, op, CHANNELS, SIDE, SIDE, SIDE, SIDE,
-                                      matrix, matrix));
+        check(dsg_separable_create_f32(&step, op, CHANNELS, SIDE, SIDE, SIDE, SIDE,
+                                       matrix, matrix));
         seconds[i] = now() - start;
     }
     report("separable blur set-up", seconds, RUNS);

@@ -24,15 +24,6 @@
 
 enum { CHANNELS = 3, KERNEL = 61, RUNS = 25 };
 
-static void *
-get(size_t n, size_t size)
-{
-    void *p = dsg_alloc(n, size);
-    if (!p)
-        exit(1);
-    return p;
-}
-
 static double
 uniform(void)
 {

@@ -59,15 +59,6 @@ report(const char *name, double flops, double bytes)
     putchar('\n');
 }
 
-static void *
-get(size_t n, size_t size)
-{
-    void *p = dsg_alloc(n, size);
-    if (!p)
-        exit(1);
-    return p;
-}
-
 static float *
 uniform(size_t n)
 {
@@ -75,15 +66,6 @@ uniform(size_t n)
     for (size_t i = 0; i < n; i++)
         x[i] = 2.0f * (float)rand() / (float)RAND_MAX - 1.0f;
     return x;
-}
-
-static void
-check(dsg_status err)
-{
-    if (err != DSG_OK) {
-        fprintf(stderr, "%s\n", dsg_strerror(err));
-        exit(1);
-    }
 }
 
 /* ---- phase ---- */

@@ -372,10 +372,9 @@ PyMethodDef dsg_sampler_functions[] = {
     {"mh", py_mh, METH_VARARGS,
      "mh(x, sqnorm, accepted, x0hat, y, op, noise, uniforms, steps, eta, likelihood, "
      "prior, /)\n--\n\n"
-     "The same for Metropolis-Hastings with proposals x + sqrt(eta) n; sqnorm is that "
-     "of "
-     "the last x, accepted (b,) float64 counts.  A step takes two draws of a noise "
-     "key, "
-     "uniforms being None; or uniforms (steps * b,) float64 go with recorded normals."},
+     "The same for Metropolis-Hastings with proposals x + sqrt(eta) n; sqnorm is "
+     "that of the last x, accepted (b,) float64 counts.  A step takes two draws of a "
+     "noise key, uniforms being None; or uniforms (steps * b,) float64 go with "
+     "recorded normals."},
     {0},
 };

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffstategrad.noise import CounterNoise
 from diffstategrad.priors.spectrum import Profile, Spectrum
-from diffstategrad.schedules import VPSchedule, poly_grid
+from diffstategrad.schedules import VPSchedule, poly_grid, sigma_of
 
 __all__ = ["CallablePrior", "NoPrior", "Prior"]
 
@@ -72,9 +72,7 @@ class Prior(ABC):
             In [-1, 1]: where a learned variance lies between its ends; None for a prior
             without one.
         """
-        if not 0 < alpha_bar < 1:
-            raise ValueError(f"predict needs 0 < alpha_bar < 1, got {alpha_bar}")
-        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
+        sigma = sigma_of(alpha_bar)
         x = z / alpha_bar**0.5
         return (x - self.denoise(x, sigma)) / sigma, None
 
@@ -84,8 +82,7 @@ class Prior(ABC):
         Directly, where the prior predicts the image: by way of the noise, rounding is
         magnified by sigma.
         """
-        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
-        return self.denoise(z / alpha_bar**0.5, sigma), None
+        return self.denoise(z / alpha_bar**0.5, sigma_of(alpha_bar)), None
 
     def power_spectrum(
         self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32

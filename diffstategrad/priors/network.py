@@ -25,7 +25,7 @@ from torch import Tensor
 from diffstategrad._options import nearest
 from diffstategrad.models import load_network
 from diffstategrad.priors.base import Prior
-from diffstategrad.schedules import VPSchedule
+from diffstategrad.schedules import VPSchedule, sigma_of
 
 __all__ = ["NetworkPrior", "load_prior"]
 
@@ -71,6 +71,11 @@ class NetworkPrior(Prior):
         t = torch.full((len(z),), time, dtype=z.dtype, device=z.device)
         return self.network(z, t)
 
+    def _outputs(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
+        """The prediction, and the code of a learned variance where there is one."""
+        out, *code = self._call(z, sigma_of(alpha_bar)).split(z.shape[1], dim=1)
+        return out, code[0] if code else None
+
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         c_in = (1 + sigma * sigma) ** -0.5  # sqrt(alpha_bar)
         out = self._call(c_in * x, sigma)[:, : x.shape[1]]
@@ -81,24 +86,20 @@ class NetworkPrior(Prior):
         return (c_in * c_in) * x - (sigma * c_in) * out
 
     def predict(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
-        if not 0 < alpha_bar < 1:
-            raise ValueError(f"predict needs 0 < alpha_bar < 1, got {alpha_bar}")
-        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
-        out, *code = self._call(z, sigma).split(z.shape[1], dim=1)
+        out, code = self._outputs(z, alpha_bar)
         if self.prediction == "v":
             out = alpha_bar**0.5 * out + (1 - alpha_bar) ** 0.5 * z
         elif self.prediction == "start_x":
             out = (z - alpha_bar**0.5 * out) / (1 - alpha_bar) ** 0.5
-        return out, code[0] if code else None
+        return out, code
 
     def estimate(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
-        sigma = ((1 - alpha_bar) / alpha_bar) ** 0.5
-        out, *code = self._call(z, sigma).split(z.shape[1], dim=1)
+        out, code = self._outputs(z, alpha_bar)
         if self.prediction == "epsilon":
             out = z / alpha_bar**0.5 - (1 / alpha_bar - 1) ** 0.5 * out
         elif self.prediction == "v":
             out = alpha_bar**0.5 * z - (1 - alpha_bar) ** 0.5 * out
-        return out, code[0] if code else None
+        return out, code
 
     def spec(self) -> dict[str, Any]:
         return {

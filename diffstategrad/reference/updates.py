@@ -51,6 +51,7 @@ from torch import Tensor
 
 from diffstategrad import _core
 from diffstategrad.reference._common import check, expect, parts
+from diffstategrad.reference.differences import differences, differences_adjoint
 from diffstategrad.reference.operators import Op
 from diffstategrad.reference.projector import Projector
 
@@ -489,25 +490,6 @@ def mh(
 # ---- total variation -------------------------------------------------------------
 
 
-def _differences(x: Tensor) -> Tensor:
-    """D x, (b, 2, c, h, w)."""
-    right, down = torch.zeros_like(x), torch.zeros_like(x)
-    right[..., :-1] = x.diff(dim=3)
-    down[..., :-1, :] = x.diff(dim=2)
-    return torch.stack([right, down], 1)
-
-
-def _adjoint(p: Tensor) -> Tensor:
-    """D^T p."""
-    right, down = p[:, 0, ..., :-1], p[:, 1, ..., :-1, :]
-    x = torch.zeros_like(p[:, 0])
-    x[..., 1:] += right
-    x[..., :-1] -= right
-    x[..., 1:, :] += down
-    x[..., :-1, :] -= down
-    return x
-
-
 def _lengths(p: Tensor, coupled: bool) -> Tensor:
     """Of every pixel's vector, (b, 1, c or 1, h, w)."""
     square = p.square().sum(1, keepdim=True)
@@ -536,12 +518,12 @@ def tv_prox(
     dual[:, 1, ..., -1, :] = 0
     q, t = dual.clone(), 1.0
     for _ in range(iterations):
-        raised = q + _differences(v - weight * _adjoint(q)) / (8 * weight)
+        raised = q + differences(v - weight * differences_adjoint(q)) / (8 * weight)
         p = raised / _lengths(raised, coupled).clamp_min(1)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         q, t = p + (t - 1) / t_next * (p - dual), t_next
         dual.copy_(p)
-    out.copy_(v - weight * _adjoint(dual))
+    out.copy_(v - weight * differences_adjoint(dual))
 
 
 def tv_norm(out: Tensor, x: Any, coupled: bool, /) -> None:
@@ -549,5 +531,5 @@ def tv_norm(out: Tensor, x: Any, coupled: bool, /) -> None:
     (x,) = check("tv_norm", None, x=(x, None))
     _per_image("tv_norm", "out", out, x, len(x))
     for i, (image,) in enumerate(parts(x)):
-        sums = _lengths(_differences(image.double()), coupled).flatten(1).sum(1)
+        sums = _lengths(differences(image.double()), coupled).flatten(1).sum(1)
         out[i * len(sums) : (i + 1) * len(sums)] = sums

@@ -153,8 +153,7 @@ def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
     cls = sampler_class(method)
     options = dict(options)
     task, preset = options.pop("task", None), options.pop("preset", None)
-    known = {*tasks(), *published(method)[0]}
-    if task is not None and task not in known:
+    if task is not None and task not in (known := {*tasks(), *published(method)[0]}):
         raise ValueError(f"unknown task {task!r}{nearest(task, known)}")
     if task is not None or preset is not None:
         options = {**method_options(method, task, preset=preset), **options}

@@ -16,20 +16,28 @@ t halved until the objective falls.  Images are worked on one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from diffstategrad.operators import Inpainting, Operator
-from diffstategrad.samplers.base import square_norm
+from diffstategrad.reference.differences import differences, differences_adjoint
+from diffstategrad.samplers.base import Problem, square_norm
+from diffstategrad.samplers.conjugate_gradients import conjugate_gradients
 
-__all__ = ["data_step", "first_guess", "harmonic_fill", "known_pixels"]
+__all__ = ["data_step", "first_guess", "harmonic_fill", "known_pixels", "noise_level"]
 
 #: Signal variance of images in [-1, 1], for the Wiener guess.
 _SIGNAL = 0.25
 
 _ITERATIONS = 200
+
+#: Below this noise the data are taken as if they had it.
+_LEAST_SIGMA = 0.002
+
+
+def noise_level(problem: Problem) -> float:
+    """sigma_y, bounded away from 0."""
+    return max(problem.sigma, _LEAST_SIGMA)
 
 
 def data_step(
@@ -57,7 +65,9 @@ def _gauss_newton(
         def product(p: Tensor, x: Tensor = x) -> Tensor:
             return operator.vjp(x, operator.jvp(x, p)) + rho * p
 
-        d = _solve(product, rho * (v - x) - gradient, tolerance=1e-3, iterations=20)
+        d, _ = conjugate_gradients(
+            product, rho * (v - x) - gradient, tolerance=1e-3, iterations=20
+        )
         for halvings in range(10):
             candidate = x + 0.5**halvings * d
             if (new := objective(candidate)) < value:
@@ -65,31 +75,6 @@ def _gauss_newton(
                 break
         else:
             break  # it falls no more
-    return x
-
-
-def _solve(
-    product: Callable[[Tensor], Tensor],
-    b: Tensor,
-    *,
-    tolerance: float,
-    iterations: int,
-) -> Tensor:
-    """Conjugate gradients from 0 for one image, to a relative residual."""
-    x, r = torch.zeros_like(b), b
-    p, square = b, float(square_norm(b))
-    stop = tolerance**2 * square
-    for _ in range(iterations):
-        if not square > stop:
-            break
-        q = product(p)
-        curvature = float((p.double() * q.double()).sum(-1).sum())
-        if not curvature > 0:
-            break
-        x = x + square / curvature * p
-        r = r - square / curvature * q
-        square, before = float(square_norm(r)), square
-        p = r + square / before * p
     return x
 
 
@@ -136,27 +121,14 @@ def harmonic_fill(y: Tensor, mask: Tensor) -> Tensor:
     -------
     Tensor, shape of y.  Where nothing is seen: 0.
     """
-    hole = (1 - mask).expand_as(y[:1])
+    hole = (1 - mask).expand_as(y)
 
     def laplace(u: Tensor) -> Tensor:
         """Sum of the differences to the neighbours inside the image, hole by hole."""
-        out = torch.zeros_like(u)
-        rows, columns = u.diff(dim=2), u.diff(dim=3)
-        out[:, :, :-1] -= rows
-        out[:, :, 1:] += rows
-        out[:, :, :, :-1] -= columns
-        out[:, :, :, 1:] += columns
-        return hole * out
+        return hole * differences_adjoint(differences(u))
 
-    return torch.cat(
-        [
-            known
-            + _solve(
-                laplace,
-                -laplace(known),
-                tolerance=1e-4,
-                iterations=4 * max(y.shape[2:]),
-            )
-            for known in (mask * y).split(1)
-        ]
+    known = mask * y
+    filled, _ = conjugate_gradients(
+        laplace, -laplace(known), tolerance=1e-4, iterations=4 * max(y.shape[2:])
     )
+    return known + filled

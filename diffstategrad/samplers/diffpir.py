@@ -44,8 +44,13 @@ from diffstategrad.samplers.base import (
     Survivors,
     square_norm,
 )
-from diffstategrad.samplers.data_step import data_step, first_guess, known_pixels
-from diffstategrad.schedules import ddpm_tables
+from diffstategrad.samplers.data_step import (
+    data_step,
+    first_guess,
+    known_pixels,
+    noise_level,
+)
+from diffstategrad.schedules import ddpm_tables, sigma_of
 
 __all__ = ["DiffPIR"]
 
@@ -89,7 +94,7 @@ class DiffPIR(Sampler):
         abar = ddpm_tables(1000).abar
         alive = Survivors(len(problem.start))
         times = self._times()
-        s = max(problem.sigma, 0.002)
+        s = noise_level(problem)
         image = tuple(problem.start.shape[1:])
 
         x = first_guess(operator, problem.y, s, image)
@@ -97,7 +102,7 @@ class DiffPIR(Sampler):
         core.renoise(x, top**0.5, (1 - top) ** 0.5, problem.noise.normal(x))
         for j in range(self.levels):
             alpha_bar = float(abar[times[j]])
-            sigma = math.sqrt((1 - alpha_bar) / alpha_bar)
+            sigma = sigma_of(alpha_bar)
             x0hat = problem.network.estimate(x, alpha_bar)[0].clamp(-1, 1)
             prior_failed = alive.check(x0hat)
             target = data_step(operator, x0hat, problem.y, self.lam * (s / sigma) ** 2)

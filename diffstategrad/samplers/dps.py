@@ -47,7 +47,7 @@ from diffstategrad.samplers.base import (
     Survivors,
     square_norm,
 )
-from diffstategrad.schedules import DDPMTables, ddpm_tables
+from diffstategrad.schedules import DDPMTables, ddpm_tables, sigma_of
 
 __all__ = ["DPS", "MCG", "ancestral_step"]
 
@@ -171,7 +171,7 @@ class DPS(Sampler):
             report(
                 Level(
                     index=k,
-                    sigma=math.sqrt((1 - alpha_bar) / alpha_bar),
+                    sigma=sigma_of(alpha_bar),
                     xt=state,
                     x0hat=x0,
                     x0y=x0,

@@ -39,7 +39,6 @@ distributions", SIAM J. Sci. Comput. 2014.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Literal
 
@@ -50,12 +49,17 @@ from torch.nn import AvgPool2d
 from diffstategrad.noise import CounterNoise
 from diffstategrad.priors.spectrum import Spectrum
 from diffstategrad.samplers.base import Problem, square_norm
+from diffstategrad.samplers.conjugate_gradients import (
+    Product,
+    column,
+    conjugate_gradients,
+    dot,
+)
 from diffstategrad.samplers.data_step import data_step
 
 __all__ = ["Covariance", "ExactDraw"]
 
 Covariance = Literal["isotropic", "capped", "spectral", "tweedie"]
-_Product = Callable[[Tensor], Tensor]
 
 #: Of conjugate gradients: residual relative to the right-hand side, iterations.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -155,12 +159,12 @@ class ExactDraw:
         for part, vjp in self.problem.network.linearised(xt, sigma):
             count = 0
 
-            def product(v: Tensor, vjp: _Product = vjp) -> Tensor:
+            def product(v: Tensor, vjp: Product = vjp) -> Tensor:
                 nonlocal count
                 count += 1
                 return sigma**2 * vjp(v.to(xt)).double()
 
-            def in_y(z: Tensor, product: _Product = product) -> Tensor:
+            def in_y(z: Tensor, product: Product = product) -> Tensor:
                 spread = operator(product(operator.adjoint(z, image)))
                 return spread + self.problem.sigma**2 * z
 
@@ -177,13 +181,17 @@ class ExactDraw:
 
     def _solve(
         self,
-        product: _Product,
+        product: Product,
         b: Tensor,
         dtype: torch.dtype,
-        precondition: _Product = lambda v: v,
+        precondition: Product = lambda v: v,
     ) -> Tensor:
-        solution, iterations = _conjugate_gradients(
-            product, b, precondition, _TOLERANCE[dtype]
+        solution, iterations = conjugate_gradients(
+            product,
+            b,
+            tolerance=_TOLERANCE[dtype],
+            iterations=_ITERATIONS,
+            precondition=precondition,
         )
         self.iterations[-1] = max(self.iterations[-1], iterations)
         return solution
@@ -203,56 +211,25 @@ class ExactDraw:
         return (smooth(together) / smooth(alone)).clamp_min(0)
 
 
-def _conjugate_gradients(
-    product: _Product, b: Tensor, precondition: _Product, tolerance: float
-) -> tuple[Tensor, int]:
-    """M z = b, every image apart, and the most iterations.
-
-    An image stops at its tolerance, of the residual in the preconditioner's norm
-    relative to that of b, or where M shows that it is not positive.
-    """
-    z, r = torch.zeros_like(b), b.clone()
-    p = precondition(r)
-    square = _dot(r, p)
-    active = square > 0
-    goal = tolerance**2 * square
-    count = 0
-    while active.any() and count < _ITERATIONS:
-        count += 1
-        q = product(p)
-        curvature = _dot(p, q)
-        active = active & (curvature > 0)
-        step = torch.where(active, square / curvature, 0)
-        z = z + _column(step) * p
-        r = r - _column(step) * q
-        s = precondition(r)
-        new = _dot(r, s)
-        beta = torch.where(active, new / square, 0)
-        p = s + _column(beta) * p
-        square = torch.where(active, new, square)
-        active = active & (new > goal)
-    return z, count
-
-
-def _lanczos_root(product: _Product, n: Tensor) -> Tensor:
+def _lanczos_root(product: Product, n: Tensor) -> Tensor:
     r"""S^{1/2} n of every image: with the Lanczos vectors Q from n and the tridiagonal
     T = Q^T S Q, :math:`\lVert n \rVert\, Q\, T^{1/2} e_1`."""
-    length = _dot(n, n).sqrt()
-    q = n / _column(length.where(length > 0, 1))
+    length = dot(n, n).sqrt()
+    q = n / column(length.where(length > 0, 1))
     basis, diagonal, beside = [q], [], []
     for k in range(_LANCZOS):
         w = product(q)
-        diagonal.append(_dot(w, q))
+        diagonal.append(dot(w, q))
         if k == _LANCZOS - 1:
             break
         for _ in range(2):  # against rounding, and against what is not symmetric
             for earlier in basis:
-                w = w - _column(_dot(w, earlier)) * earlier
-        beta = _dot(w, w).sqrt()
+                w = w - column(dot(w, earlier)) * earlier
+        beta = dot(w, w).sqrt()
         # an invariant subspace: nothing is left, and nothing couples to it
         left = beta > 1e-10 * diagonal[0].abs()
         beside.append(torch.where(left, beta, 0))
-        q = torch.where(_column(left), w / _column(beta.where(left, 1)), 0)
+        q = torch.where(column(left), w / column(beta.where(left, 1)), 0)
         basis.append(q)
     T = torch.diag_embed(torch.stack(diagonal, 1))
     off = torch.stack(beside, 1)
@@ -262,12 +239,3 @@ def _lanczos_root(product: _Product, n: Tensor) -> Tensor:
     first = (vectors * (root * vectors[:, 0])[:, None, :]).sum(2)  # T^{1/2} e_1
     weights = (length[:, None] * first)[:, :, None, None, None]
     return (weights * torch.stack(basis, 1)).sum(1)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) row by row, as in `square_norm`."""
-    return (a * b).sum(-1).flatten(1).sum(1)
-
-
-def _column(t: Tensor) -> Tensor:
-    return t[:, None, None, None]

@@ -46,7 +46,7 @@ from diffstategrad.samplers.base import (
     square_norm,
 )
 from diffstategrad.samplers.dps import Variance, ancestral_step, check_variance
-from diffstategrad.schedules import ddpm_tables
+from diffstategrad.schedules import ddpm_tables, sigma_of
 
 __all__ = ["ScoreALD"]
 
@@ -171,7 +171,7 @@ class ScoreALD(Sampler):
             gradient, sqnorm = problem.operator.residual_gradient(at, problem.y)
             alive.check(gradient)
             gradient = guide(gradient, x, k)
-            gamma2 = self.c**2 * (1 - alpha_bar) / alpha_bar
+            gamma2 = (self.c * sigma_of(alpha_bar)) ** 2
             if self.form == "vp":
                 step = beta / math.sqrt((1 - beta) * alpha_bar)
             else:  # the gradient of the whole squared norm
@@ -193,7 +193,7 @@ class ScoreALD(Sampler):
             report(
                 Level(
                     index=k,
-                    sigma=math.sqrt((1 - alpha_bar) / alpha_bar),
+                    sigma=sigma_of(alpha_bar),
                     xt=state,
                     x0hat=x0,
                     x0y=x0,

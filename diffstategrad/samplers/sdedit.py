@@ -17,7 +17,6 @@ stochastic differential equations", ICLR 2022, Algorithm 2.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
@@ -36,7 +35,7 @@ from diffstategrad.samplers.base import (
 )
 from diffstategrad.samplers.data_step import data_step, first_guess, known_pixels
 from diffstategrad.samplers.dps import Variance, ancestral_step
-from diffstategrad.schedules import ddpm_tables
+from diffstategrad.schedules import ddpm_tables, sigma_of
 
 __all__ = ["SDEdit"]
 
@@ -107,7 +106,7 @@ class SDEdit(Sampler):
                 report(
                     Level(
                         index=repeat * self._count + k,
-                        sigma=math.sqrt((1 - alpha_bar) / alpha_bar),
+                        sigma=sigma_of(alpha_bar),
                         xt=state,
                         x0hat=x0,
                         x0y=x0,

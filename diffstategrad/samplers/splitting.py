@@ -39,17 +39,9 @@ from diffstategrad.samplers.base import (
     Survivors,
     square_norm,
 )
-from diffstategrad.samplers.data_step import data_step, first_guess
+from diffstategrad.samplers.data_step import data_step, first_guess, noise_level
 
-__all__ = ["ADMM", "HQS", "Splitting", "noise_level"]
-
-#: Below this noise the data are taken as if they had it.
-_LEAST_SIGMA = 0.002
-
-
-def noise_level(problem: Problem) -> float:
-    """sigma_y, bounded away from 0."""
-    return max(problem.sigma, _LEAST_SIGMA)
+__all__ = ["ADMM", "HQS", "Splitting"]
 
 
 class Splitting(Sampler):

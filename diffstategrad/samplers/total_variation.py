@@ -47,12 +47,13 @@ from pydantic import Field
 from torch import Tensor
 
 from diffstategrad._backend import backend
+from diffstategrad.reference.differences import differences, differences_adjoint
 from diffstategrad.samplers.base import Level, Problem, Survivors, square_norm
-from diffstategrad.samplers.data_step import data_step
+from diffstategrad.samplers.data_step import data_step, noise_level
 from diffstategrad.samplers.selection import measured
-from diffstategrad.samplers.splitting import Splitting, noise_level
+from diffstategrad.samplers.splitting import Splitting
 
-__all__ = ["ADMMTV", "HQSTV", "differences", "shrink", "smooth"]
+__all__ = ["ADMMTV", "HQSTV", "shrink", "smooth"]
 
 #: (v, penalty) -> argmin of the data term and penalty / 2 ||x - v||^2.
 DataStep = Callable[[Tensor, float], Tensor]
@@ -227,7 +228,7 @@ class ADMMTV(_TotalVariation):
         for k in range(1, self.steps + 1):
             v = step(x + d1, r)
             q = shrink(dx + d2, lam / r, coupled=self.coupled)
-            before, x = x, smooth(v - d1 + _adjoint(q - d2))
+            before, x = x, smooth(v - d1 + differences_adjoint(q - d2))
             dx = differences(x)
             d1, d2 = d1 + x - v, d2 + dx - q
             primal = math.hypot(_norm(x - v), _norm((dx - q)[0]))
@@ -250,24 +251,6 @@ class ADMMTV(_TotalVariation):
 
 def _norm(x: Tensor) -> float:
     return math.sqrt(float(square_norm(x).sum()))
-
-
-def differences(x: Tensor) -> Tensor:
-    """D x, (B, 2, C, H, W): to the pixel below, to the one on the right."""
-    out = x.new_zeros((len(x), 2, *x.shape[1:]))
-    out[:, 0, :, :-1], out[:, 1, :, :, :-1] = x.diff(dim=2), x.diff(dim=3)
-    return out
-
-
-def _adjoint(p: Tensor) -> Tensor:
-    """D^T p."""
-    rows, columns = p[:, 0, :, :-1], p[:, 1, :, :, :-1]
-    out = torch.zeros_like(p[:, 0])
-    out[:, :, :-1] -= rows
-    out[:, :, 1:] += rows
-    out[:, :, :, :-1] -= columns
-    out[:, :, :, 1:] += columns
-    return out
 
 
 def shrink(p: Tensor, amount: float, *, coupled: bool) -> Tensor:

@@ -10,9 +10,8 @@
  *     HMC        v <- m v - sqrt(eta) g + sqrt(2 (1 - m)) n     (damped; g as above)
  *                x <- x + sqrt(eta) v
  *
- *     MH         x' = x + sqrt(eta) n, taken where ln U < likelihood / 2 (||A(x) -
- * y||^2
- *                - ||A(x') - y||^2) + prior / 2 (||x - x0hat||^2 - ||x' - x0hat||^2)
+ *     MH         x' = x + sqrt(eta) n, taken where ln U < E(x) - E(x'),
+ *                E(x) = likelihood / 2 ||A(x) - y||^2 + prior / 2 ||x - x0hat||^2
  *
  * Zhang et al., "Improving Diffusion Inverse Problem Solving with Decoupled Noise
  * Annealing", CVPR 2025, Algorithm 1; the projection is Zirvi et al., ICLR 2025,
