@@ -18,10 +18,17 @@ from diffstategrad.config import published
 from diffstategrad.noise import NoiseSource, as_noise, content_keys
 from diffstategrad.operators.base import Operator
 from diffstategrad.operators.callable import FromCallable
-from diffstategrad.priors import NoPrior, as_prior
+from diffstategrad.priors import LatentPrior, NoPrior, Prior, as_prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result, check_record
-from diffstategrad.samplers import Level, Network, Problem, Sampler, as_sampler
+from diffstategrad.samplers import (
+    SAMPLERS,
+    Level,
+    Network,
+    Problem,
+    Sampler,
+    as_sampler,
+)
 from diffstategrad.samplers.base import finite, square_norm
 
 __all__ = ["solve"]
@@ -144,7 +151,10 @@ def solve(
     if prior is None and not sampler.needs_prior:
         prior = NoPrior()
     prior = as_prior(prior)
+    _check_space(sampler, prior)
     prior.check_shape(shape)
+
+    state = prior.latent_shape(shape) if isinstance(prior, LatentPrior) else shape
 
     b, chains = len(y), n_samples * len(y)
     images = content_keys(y) * n_samples
@@ -156,7 +166,7 @@ def solve(
         network=network,
         sigma=float(sigma),
         noise=as_noise(seed, images, samples),
-        start=y.new_empty((chains, *shape)),
+        start=y.new_empty((chains, *state)),
         projector=projector,
     )
     task = method_options.get("task")
@@ -318,6 +328,23 @@ def _mean(values: tuple[tuple[float, ...], ...]) -> float:
 
 def _with_steps(options: dict[str, Any], steps: int | None) -> dict[str, Any]:
     return options if steps is None else {**options, "steps": steps}
+
+
+def _check_space(sampler: Sampler, prior: Prior) -> None:
+    """ValueError where one of them works on latents and the other on pixels."""
+    if sampler.latent == isinstance(prior, LatentPrior):
+        return
+    what = prior.spec()["name"]
+    if sampler.latent:
+        raise ValueError(
+            f"{sampler.name} works on the latents of an autoencoder: prior must be a "
+            f"LatentPrior, got {what!r}"
+        )
+    latent = [name for name, cls in SAMPLERS.items() if cls.latent]
+    raise ValueError(
+        f"{sampler.name} works on pixels, and the prior {what!r} knows latents; use "
+        f"one of {', '.join(latent)}"
+    )
 
 
 def _as_projector(

@@ -74,6 +74,9 @@ class Autoencoder(nn.Module):
     stride : int
         Height and width of an image are multiples of this number; those of its
         latent are smaller by it.
+    image_channels, latent_channels : int
+    stochastic : bool, False
+        The encoder gives no distribution.
     scale : float
         Latents are the encoder's output times this factor; 1 until it is set.
     architecture : dict
@@ -84,6 +87,8 @@ class Autoencoder(nn.Module):
     ValueError
         If a size is out of range.
     """
+
+    stochastic = False
 
     def __init__(
         self,
@@ -116,6 +121,7 @@ class Autoencoder(nn.Module):
         levels = len(channels)
         self.factor = factor
         self.stride = factor * 2 ** (levels - 1)
+        self.image_channels, self.latent_channels = image_channels, latent_channels
         self.scale = 1.0
         self.vq: Any = VQModel(
             in_channels=image_channels * factor**2,
@@ -140,13 +146,15 @@ class Autoencoder(nn.Module):
         """The codes before scaling, shape (codes, latent_channels)."""
         return self.vq.quantize.embedding.weight
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Latent of an image, not quantised.
 
         Parameters
         ----------
         x : Tensor, shape (B, C, H, W), floating, in [-1, 1]
             H and W are multiples of `stride`.
+        noise : optional
+            Unused: there is nothing to draw.
 
         Returns
         -------

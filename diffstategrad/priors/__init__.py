@@ -12,6 +12,7 @@ from typing import Any
 from diffstategrad._options import nearest
 from diffstategrad.priors.base import CallablePrior, NoPrior, Prior
 from diffstategrad.priors.gaussian import GaussianPrior
+from diffstategrad.priors.latent import LatentPrior
 from diffstategrad.priors.network import NetworkPrior, load_prior
 from diffstategrad.priors.spectrum import PROFILES
 
@@ -19,6 +20,7 @@ __all__ = [
     "BUNDLED",
     "CallablePrior",
     "GaussianPrior",
+    "LatentPrior",
     "NetworkPrior",
     "NoPrior",
     "Prior",

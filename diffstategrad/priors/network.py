@@ -66,19 +66,20 @@ class NetworkPrior(Prior):
         self.channels, self.stride = channels, stride
         self.name = name or getattr(network, "__qualname__", type(network).__qualname__)
 
-    def _call(self, z: Tensor, sigma: float) -> Tensor:
-        time = float(self.schedule.t_of_sigma(sigma))
+    def _call(self, z: Tensor, time: float) -> Tensor:
         t = torch.full((len(z),), time, dtype=z.dtype, device=z.device)
         return self.network(z, t)
 
     def _outputs(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
         """The prediction, and the code of a learned variance where there is one."""
-        out, *code = self._call(z, sigma_of(alpha_bar)).split(z.shape[1], dim=1)
+        time = float(self.schedule.t_of_sigma(sigma_of(alpha_bar)))
+        out, *code = self._call(z, time).split(z.shape[1], dim=1)
         return out, code[0] if code else None
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         c_in = (1 + sigma * sigma) ** -0.5  # sqrt(alpha_bar)
-        out = self._call(c_in * x, sigma)[:, : x.shape[1]]
+        time = float(self.schedule.t_of_sigma(sigma))
+        out = self._call(c_in * x, time)[:, : x.shape[1]]
         if self.prediction == "epsilon":
             return x - sigma * out
         if self.prediction == "start_x":
@@ -87,11 +88,22 @@ class NetworkPrior(Prior):
 
     def predict(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
         out, code = self._outputs(z, alpha_bar)
+        return self._as_noise(out, z, alpha_bar), code
+
+    def eps(self, z: Tensor, t: float) -> Tensor:
+        """Noise prediction of the network at its own time t, whatever the schedule
+        says of z (and beyond its ends, as some published codes go)."""
+        return self._as_noise(
+            self._call(z, t)[:, : z.shape[1]], z, float(self.schedule.alpha_bar(t))
+        )
+
+    def _as_noise(self, out: Tensor, z: Tensor, alpha_bar: float) -> Tensor:
+        """The noise in z that follows from the network's prediction."""
         if self.prediction == "v":
-            out = alpha_bar**0.5 * out + (1 - alpha_bar) ** 0.5 * z
-        elif self.prediction == "start_x":
-            out = (z - alpha_bar**0.5 * out) / (1 - alpha_bar) ** 0.5
-        return out, code
+            return alpha_bar**0.5 * out + (1 - alpha_bar) ** 0.5 * z
+        if self.prediction == "start_x":
+            return (z - alpha_bar**0.5 * out) / (1 - alpha_bar) ** 0.5
+        return out
 
     def estimate(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
         out, code = self._outputs(z, alpha_bar)

@@ -64,7 +64,8 @@ class Problem:
     sigma : float
     noise : NoiseSource
     start : Tensor, shape (B, C, H, W)
-        An empty batch of the images' shape, dtype and device.
+        An empty batch of the images' shape, dtype and device; of the latents', for a
+        method that works there.
     projector : StateProjector or None
     outcome : Outcome
         For the sampler to fill.
@@ -91,7 +92,7 @@ class Level:
     index : int, from 0
     sigma : float or None
         Noise level of the state; None for a method that has none.
-    xt : the state entering the level
+    xt : the state entering the level; a latent for a method that works there
     x0hat : the prior's estimate of the image
     x0y : the estimate after the data step: what an interrupted run returns
     sqnorm : ||A(x) - y||^2 of every image, float64, as the last data step saw it; NaN
@@ -231,6 +232,8 @@ class Sampler(BaseModel, ABC):
     no_projection: ClassVar[str] = "has no measurement gradient"
     #: False for a method that takes prior=None.
     needs_prior: ClassVar[bool] = True
+    #: True for a method that works on the latents of a `LatentPrior`.
+    latent: ClassVar[bool] = False
     #: True for a method that finds the unknowns of a `BlindOperator`.
     blind: ClassVar[bool] = False
     #: The option that sets the step size, for the warning of a run that diverges.

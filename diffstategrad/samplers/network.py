@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffstategrad.priors import Prior
+from diffstategrad.priors import LatentPrior, Prior
 
 __all__ = ["Network"]
 
@@ -41,6 +41,34 @@ class Network:
     def estimate(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
         """E[x0 | z] and that code, without derivatives."""
         return self._pair(self.prior.estimate, z, alpha_bar)
+
+    def eps(self, z: Tensor, t: float) -> Tensor:
+        """The noise in z as the network predicts it at its time t, without
+        derivatives."""
+        return self._map(lambda part: (self.prior.eps(part, t),), z)[0]
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Latents of a latent prior, without derivatives; no network call."""
+        return self._each(
+            lambda part: self.latent.encode(
+                x[part], None if noise is None else noise[part]
+            ),
+            len(x),
+        )
+
+    def decode(self, z: Tensor, quantise: bool = True) -> Tensor:
+        """Images of a latent prior, without derivatives; no network call."""
+        return self._each(lambda part: self.latent.decode(z[part], quantise), len(z))
+
+    @property
+    def latent(self) -> LatentPrior:
+        """The prior of a method that works on latents."""
+        assert isinstance(self.prior, LatentPrior)  # `solve` has seen to it
+        return self.prior
+
+    @torch.no_grad()
+    def _each(self, function: Callable[[slice], Tensor], n: int) -> Tensor:
+        return torch.cat([self._guarded(function, part) for part in self._parts(n)])
 
     def through(
         self,
