@@ -1,12 +1,21 @@
 """A prior of latents with its autoencoder, and who may use it."""
 
+from importlib.resources import files
+
 import pytest
 import torch
 
 import diffstategrad as dsg
-from diffstategrad.models import Autoencoder
-from diffstategrad.priors import LatentPrior, NetworkPrior
+from diffstategrad.models import (
+    Autoencoder,
+    PixelUNet,
+    save_autoencoder,
+    save_network,
+)
+from diffstategrad.noise import CounterNoise
+from diffstategrad.priors import LatentPrior, NetworkPrior, describe_prior, load_prior
 from diffstategrad.samplers import Network
+from diffstategrad.training.evaluate import photograph
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +46,52 @@ def test_channels_of_prior_and_autoencoder_must_agree(autoencoder):
         LatentPrior(latent, autoencoder)
 
 
+def test_other_things_are_no_latent_prior(prior, autoencoder):
+    for latent in (lambda x, sigma: x, "leaves64", prior):
+        with pytest.raises(TypeError, match="latent must be a Prior of latents alone"):
+            LatentPrior(latent, autoencoder)
+    for other in (Autoencoder, torch.nn.Identity()):
+        with pytest.raises(TypeError, match="autoencoder must have image_channels"):
+            LatentPrior(prior.latent, other)
+
+
+class Spoiled:
+    """An autoencoder that gives something else."""
+
+    image_channels, latent_channels, stride, stochastic = 3, 4, 2, False
+
+    def __init__(self, net, spoil):
+        self.net, self.spoil = net, spoil
+
+    def encode(self, x, noise=None):
+        return self.spoil(self.net.encode(x))
+
+    def decode(self, z, quantise=True):
+        return self.spoil(self.net.decode(z))
+
+
+@pytest.mark.parametrize(
+    "spoil, error, message",
+    [
+        (lambda t: t[:, :1], ValueError, r"{} must give the shape \({}\), got \(1, 1"),
+        (lambda t: t[..., 1:], ValueError, r"{} must give the shape \({}\)"),
+        (lambda t: {"sample": t}, TypeError, "{} must return a tensor, got dict"),
+        (lambda t: t.detach(), TypeError, "through the prior, and {} .* without a gr"),
+    ],
+)
+def test_an_autoencoder_that_breaks_its_word_is_told(
+    prior, autoencoder, spoil, error, message
+):
+    """What broadcasts or has no gradient would pass unseen."""
+    spoiled = LatentPrior(prior.latent, Spoiled(autoencoder, spoil))
+    x = torch.zeros(1, 3, 8, 16, requires_grad=True)
+    z = torch.zeros(1, 4, 4, 8, requires_grad=True)
+    with pytest.raises(error, match=message.format("encode", "1, 4, 4, 8")):
+        spoiled.encode(x)
+    with pytest.raises(error, match=message.format("decode", "1, 3, 8, 16")):
+        spoiled.decode(z)
+
+
 def test_the_diffusion_model_sees_latents(prior):
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     assert torch.equal(prior.denoise(z, 0.5), prior.latent.denoise(z, 0.5))
@@ -51,7 +106,7 @@ def test_batches_are_encoded_and_decoded_image_by_image(prior):
     z = network.encode(x)
     assert torch.equal(z[1:2], prior.encode(x[1:2]))
     assert torch.equal(network.decode(z)[2:], prior.decode(z[2:]))
-    assert not torch.equal(network.decode(z, quantise=False), network.decode(z))
+    assert not torch.equal(prior.decode(z, quantise=False), prior.decode(z))
     assert network.calls == 0
 
 
@@ -76,3 +131,66 @@ def test_the_network_at_its_own_time():
         assert torch.allclose(prior.eps(z, 400.0), agreed, rtol=1e-5)
     prior.eps(z, 1000)
     assert times[-1] == 1000
+
+
+def bundled(name):
+    return files("diffstategrad.weights") / f"{name}.safetensors"
+
+
+def test_the_bundled_one_restores_what_its_autoencoder_can():
+    """With little noise the estimate is the encoded photograph."""
+    prior = dsg.priors.as_prior("leaves_latent")
+    x = torch.from_numpy(photograph("coffee"))[None]
+    with torch.no_grad():
+        z = prior.encode(x)
+        again = prior.decode(z)
+        noise = CounterNoise(0, [0], [0]).normal(z)
+        denoised = prior.denoise(z + 0.2 * noise, 0.2)
+    assert dsg.metrics.psnr(again.clamp(-1, 1), x) > 24
+    assert (denoised - z).square().mean() < 0.75 * (0.2 * noise).square().mean()
+    assert prior.spec()["name"] == "leaves_latent"
+
+
+def test_a_latent_network_needs_its_own_autoencoder(tmp_path):
+    network, other = tmp_path / "net.safetensors", tmp_path / "other.safetensors"
+    network.write_bytes(bundled("leaves_latent").read_bytes())
+    with pytest.raises(FileNotFoundError, match=r"leaves_vq4\.safetensors"):
+        load_prior(network)
+    prior = load_prior(network, autoencoder=str(bundled("leaves_vq4")))
+    assert isinstance(prior, LatentPrior)
+    save_autoencoder(other, Autoencoder((8,), codes=16), {})
+    with pytest.raises(ValueError, match=r"other\.safetensors: is not the autoencoder"):
+        load_prior(network, autoencoder=other)
+    with pytest.raises(ValueError, match="takes no autoencoder"):
+        load_prior(str(bundled("leaves64")), autoencoder=other)
+
+
+def test_an_autoencoder_alone_is_described_but_no_prior():
+    lines = describe_prior(str(bundled("leaves_vq4")))
+    assert lines["latent"] == "4 channels, sides / 4"
+    assert "leaves_vq4" in describe_prior(str(bundled("leaves_latent")))["kind"]
+    with pytest.raises(ValueError, match="leaves_vq4"):
+        load_prior(str(bundled("leaves_vq4")))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schedule": {"type": "other"}}, "unknown schedule {'type': 'other'}"),
+        ({"schedule": None}, "unknown schedule None"),
+        ({"prediction": "noise"}, "unknown prediction 'noise'"),
+        ({"latent": "leaves_vq4"}, "names no autoencoder, but 'leaves_vq4'"),
+        ({"latent": {"autoencoder": "../vq4"}}, "names no autoencoder, but {.*vq4'}"),
+    ],
+)
+def test_a_header_that_is_not_understood_is_quoted_with_the_file(
+    tmp_path, change, message
+):
+    path = tmp_path / "net.safetensors"
+    header = {"prediction": "v", "schedule": {"type": "VP"}}
+    save_network(path, PixelUNet(channels=(8,)), {**header, **change})
+    with pytest.raises(ValueError, match=f"net.safetensors: {message}"):
+        load_prior(path)
+    if "prediction" not in change:
+        with pytest.raises(ValueError, match=f"net.safetensors: {message}"):
+            describe_prior(path)

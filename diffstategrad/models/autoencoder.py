@@ -42,9 +42,16 @@ from diffstategrad.models.unet import (
     write_network,
 )
 
-__all__ = ["Autoencoder", "load_autoencoder", "nearest_code", "save_autoencoder"]
+__all__ = [
+    "FORMAT",
+    "Autoencoder",
+    "load_autoencoder",
+    "nearest_code",
+    "quantise_straight",
+    "save_autoencoder",
+]
 
-_FORMAT = "diffstategrad-vq-autoencoder-1"
+FORMAT = "diffstategrad-vq-autoencoder-1"
 _MAX_PARAMETERS = 50_000_000
 _BLOCK = 1 << 17  # distances held at a time: 512 KiB in float32, which a cache holds
 
@@ -185,9 +192,7 @@ class Autoencoder(nn.Module):
         """
         h = z / self.scale
         if quantise:
-            codes = self.codebook.detach()
-            q = functional.embedding(nearest_code(h.detach(), codes), codes)
-            h = h + (q.movedim(-1, 1).to(h.dtype) - h).detach()
+            h = quantise_straight(h, self.codebook)
         linear = functional.pixel_shuffle(self.synthesis(h), self.stride)
         patches = self.vq.decode(h, force_not_quantize=True).sample
         return linear + functional.pixel_shuffle(patches, self.factor)
@@ -195,6 +200,14 @@ class Autoencoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """decode(encode(x))."""
         return self.decode(self.encode(x))
+
+
+def quantise_straight(h: Tensor, codes: Tensor) -> Tensor:
+    """h (B, d, H, W) with each vector replaced by its nearest row of `codes` (n, d),
+    which gets no gradient; that of h passes straight through."""
+    codes = codes.detach()
+    q = functional.embedding(nearest_code(h.detach(), codes), codes)
+    return h + (q.movedim(-1, 1).to(h.dtype) - h).detach()
 
 
 @torch.no_grad()
@@ -237,7 +250,7 @@ def save_autoencoder(
     OSError
         If the file cannot be written; an older file at `path` is then untouched.
     """
-    write_network(path, net, {"format": _FORMAT, "scale": net.scale, **metadata})
+    write_network(path, net, {"format": FORMAT, "scale": net.scale, **metadata})
 
 
 def load_autoencoder(
@@ -258,7 +271,7 @@ def load_autoencoder(
         If the file is truncated, of another kind, or holds other tensors than its
         architecture needs, or NaN or infinite weights. The message names the file.
     """
-    net, header = read_network(path, _FORMAT, _build, "load_autoencoder")
+    net, header = read_network(path, FORMAT, _build, "load_autoencoder")
     return net, header
 
 

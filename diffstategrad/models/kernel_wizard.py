@@ -21,24 +21,21 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from diffstategrad.models.archive import read_tensors
+from diffstategrad.models.keys import Shapes, axis_of, fill, same_keys
 from diffstategrad.models.unet import check_size
 
 __all__ = ["KernelWizard", "load_kernel_wizard"]
 
 _HEAD = 64  # channels at the two finest resolutions, whatever the width
-_USED = ("feature_extractor.", "adapter.", "recon_trunk.")
 _IGNORED = ("kernel_extractor.",)  # finds the code of a pair of images
 _INNERMOST = "adapter.model." + 4 * "submodule." + "up.1.weight"
-_MAX_PARAMETERS = 200_000_000
 
 
 class KernelWizard(nn.Module):
@@ -212,8 +209,7 @@ def load_kernel_wizard(path: str | os.PathLike[str]) -> KernelWizard:
 
     Parameters
     ----------
-    path : path of a .pth, .pt or .ckpt file (a state dict, or a dict with one under
-        ``"state_dict"``) or of a .safetensors file
+    path : path of a file for `archive.read_tensors`
 
     Returns
     -------
@@ -228,99 +224,24 @@ def load_kernel_wizard(path: str | os.PathLike[str]) -> KernelWizard:
         it is executed), misses a tensor, has an unexpected one, one of another shape,
         or NaN or infinite weights.  The message names the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load_kernel_wizard: no such file: {path}")
+    tensors = read_tensors(path).below("", without=_IGNORED)
     try:
-        return _build(_read(path))
+        with torch.device("meta"):
+            net = KernelWizard(**_architecture(tensors.shapes))
+        fill(net, tensors, same_keys(tensors.shapes))
     except ValueError as error:
-        raise ValueError(f"load_kernel_wizard: {path}: {error}") from error
+        raise ValueError(f"{path}: {error}") from error
+    return net
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The entries of a file but for the ignored ones; ValueError for what is no file
-    of tensors."""
-    suffix = path.suffix.lower()
-    if suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                names = [k for k in file.keys() if not k.startswith(_IGNORED)]
-                return {k: file.get_tensor(k) for k in names}
-        except Exception as error:
-            raise ValueError(f"not a readable safetensors file: {error}") from error
-    if suffix not in (".pth", ".pt", ".ckpt"):
-        raise ValueError(
-            f"the name must end in .pth, .pt, .ckpt or .safetensors, got {path.name!r}"
-        )
-    try:
-        # files of before torch 1.6 are no archives and cannot be mapped
-        mmap = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # a damaged pickle raises anything
-        raise ValueError(
-            "not a readable file of tensors (other objects are refused): "
-            f"{_reason(error)}"
-        ) from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(k, str) for k in state):
-        raise ValueError(f"holds no state dict but a {type(state).__name__}")
-    return {k: v for k, v in state.items() if not k.startswith(_IGNORED)}
-
-
-def _reason(error: Exception) -> str:
-    """torch's message without its advice on how to execute the file all the same."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    kept = [line for line in lines if line and "weights_only" not in line]
-    return kept[0] if kept else type(error).__name__
-
-
-def _build(tensors: dict[str, Any]) -> KernelWizard:
-    """The network that has these tensors, checked before anything is allocated."""
-    with torch.device("meta"):
-        net = KernelWizard(**_architecture(tensors))
-    if sum(p.numel() for p in net.parameters()) > _MAX_PARAMETERS:
-        raise ValueError("larger than any network of this kind")
-    state = net.state_dict()
-    if missing := sorted(set(state) - set(tensors)):
-        raise ValueError(f"tensor {missing[0]!r} is missing ({len(missing)} in all)")
-    if extra := sorted(set(tensors) - set(state)):
-        raise ValueError(f"unexpected tensor {extra[0]!r} ({len(extra)} in all)")
-    values = {}
-    for key, like in state.items():
-        value = tensors[key]
-        if list(value.shape) != list(like.shape):
-            raise ValueError(
-                f"{key} has shape {list(value.shape)}, needs {list(like.shape)}"
-            )
-        if not value.is_floating_point() or value.layout != torch.strided:
-            raise ValueError(f"{key} has dtype {value.dtype}, needs a floating one")
-        # a copy: the file may change or vanish
-        values[key] = torch.empty(like.shape).copy_(value.detach())
-        if not bool(values[key].isfinite().all()):
-            raise ValueError(f"{key} has NaN or infinite entries")
-    net.load_state_dict(values, assign=True)
-    return net.eval().requires_grad_(False)
-
-
-def _architecture(tensors: dict[str, Any]) -> dict[str, int]:
+def _architecture(shapes: Shapes) -> dict[str, int]:
     """The arguments of KernelWizard that give tensors of these names and shapes."""
-    for key, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{key} is a {type(value).__name__}, no tensor")
-    sizes = []
-    for key, axes in (("feature_extractor.0.weight", 4), (_INNERMOST, 4)):
-        if key not in tensors:
-            raise ValueError(f"tensor {key!r} is missing")
-        if tensors[key].ndim != axes:
-            raise ValueError(f"{key} has {tensors[key].ndim} axes, needs {axes}")
-        sizes.append(int(tensors[key].shape[0]))
-    width, innermost = sizes
+    width = axis_of(shapes, "feature_extractor.0.weight", axes=4)
     return {
         "width": width,
-        "front_blocks": _blocks(tensors, "feature_extractor", start=6),
-        "back_blocks": _blocks(tensors, "recon_trunk", start=0),
-        "kernel_channels": innermost - 8 * width,
+        "front_blocks": _blocks(shapes, "feature_extractor", start=6),
+        "back_blocks": _blocks(shapes, "recon_trunk", start=0),
+        "kernel_channels": axis_of(shapes, _INNERMOST, axes=4) - 8 * width,
     }
 
 

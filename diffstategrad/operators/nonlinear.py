@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from diffstategrad._options import is_int
-from diffstategrad._tensor import as_array, as_tensor, check_images
+from diffstategrad._tensor import as_array, as_tensor, check_images, in_full
 from diffstategrad.models.kernel_wizard import KernelWizard, load_kernel_wizard
 from diffstategrad.operators.base import Operator, Shape, takes_arrays
 
@@ -156,7 +156,8 @@ class NonlinearBlur(Operator):
 
     @staticmethod
     def _blur(network: KernelWizard, x: Tensor, code: Tensor) -> Tensor:
-        blurred = network((x.contiguous() + 1) / 2, code)
+        with in_full(x.device):
+            blurred = network((x.contiguous() + 1) / 2, code)
         return (2 * blurred - 1).clamp(-1, 1)
 
     def _network_for(self, x: Tensor) -> KernelWizard:

@@ -13,7 +13,8 @@ from diffstategrad._options import nearest
 from diffstategrad.priors.base import CallablePrior, NoPrior, Prior
 from diffstategrad.priors.gaussian import GaussianPrior
 from diffstategrad.priors.latent import LatentPrior
-from diffstategrad.priors.network import NetworkPrior, load_prior
+from diffstategrad.priors.network import NetworkPrior
+from diffstategrad.priors.pretrained import describe_prior, load_prior
 from diffstategrad.priors.spectrum import PROFILES
 
 __all__ = [
@@ -25,15 +26,20 @@ __all__ = [
     "NoPrior",
     "Prior",
     "as_prior",
+    "describe_prior",
     "load_prior",
 ]
 
 #: Name -> file in the package's weights folder.
-BUNDLED = {"leaves64": "leaves64.safetensors"}
+BUNDLED = {
+    "leaves64": "leaves64.safetensors",
+    "leaves_latent": "leaves_latent.safetensors",
+}
 
 
 def as_prior(prior: Any) -> Prior:
-    """A Prior from a bundled name, a path of weights, a Prior or a callable.
+    """A Prior from a bundled name, a path (as `load_prior` takes), a Prior or a
+    callable; its `to` sets precision, memory layout and compilation of the network.
 
     Raises
     ------
@@ -50,7 +56,7 @@ def as_prior(prior: Any) -> Prior:
         bundled.profile = PROFILES.get(prior)
         return bundled
     if isinstance(prior, str | Path):
-        if Path(prior).is_file():
+        if Path(prior).exists():
             return load_prior(prior)
         raise ValueError(
             f"no prior and no file named {str(prior)!r}{nearest(prior, BUNDLED)}"

@@ -1,0 +1,133 @@
+"""Priors that `diffstategrad train` has made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from diffstategrad.models import Autoencoder, load_autoencoder, load_network
+from diffstategrad.models.autoencoder import FORMAT as AUTOENCODER
+from diffstategrad.priors.latent import LatentPrior
+from diffstategrad.priors.network import NetworkPrior
+from diffstategrad.schedules import Schedule, TableSchedule, VPSchedule
+
+__all__ = ["describe_trained", "is_trained", "load_trained"]
+
+_SCHEDULES: dict[str, Any] = {"VP": VPSchedule, "table": TableSchedule}
+
+
+def is_trained(path: Path) -> bool:
+    """Whether it is a file of `diffstategrad train`."""
+    return path.is_file() and _header_text(path) is not None
+
+
+def load_trained(
+    path: Path,
+    name: str | None,
+    dtype: torch.dtype,
+    autoencoder: str | Path | None,
+) -> NetworkPrior | LatentPrior:
+    """The prior in such a file; arguments and errors as those of `load_prior`."""
+    network, header = load_network(path)
+    latent, schedule = _latent(path, header), _schedule(path, header)
+    if latent is None and autoencoder is not None:
+        raise ValueError(f"{path}: a network on pixels takes no autoencoder")
+    try:
+        prior = NetworkPrior(
+            network.to(dtype),
+            header["prediction"],
+            schedule=schedule,
+            channels=network.architecture["image_channels"],
+            stride=network.stride,
+            name=name or str(path),
+        )
+    except (LookupError, ValueError) as error:
+        raise ValueError(
+            f"{path}: unknown prediction {header.get('prediction')!r}"
+        ) from error
+    prior.learned_variance = False  # what is trained here has none
+    if latent is None:
+        return prior
+    return LatentPrior(prior, _autoencoder(path, *latent, autoencoder).to(dtype))
+
+
+def describe_trained(path: Path) -> dict[str, str]:
+    """What such a file is, as lines of text by name; an autoencoder alone too."""
+    if json.loads(_header_text(path) or "{}").get("format") == AUTOENCODER:
+        net, _ = load_autoencoder(path)
+        return {
+            "kind": "vector-quantised autoencoder of diffstategrad train",
+            "first stage": _size(net),
+            "images": _sides(net.image_channels, net.stride),
+            "latent": f"{net.latent_channels} channels, sides / {net.stride}",
+        }
+    network, header = load_network(path)
+    latent = _latent(path, header)
+    kind, what, stride = "network on pixels", "images", network.stride
+    if latent is not None:
+        kind, what = f"network on latents of {latent[0]}", "latents"
+    return {
+        "kind": f"{kind}, of diffstategrad train",
+        "network": _size(network),
+        "predicts": str(header.get("prediction")),
+        what: _sides(network.architecture["image_channels"], stride),
+        "schedule": f"{_schedule(path, header)}",
+    }
+
+
+def _header_text(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("diffstategrad")
+    except SafetensorError:
+        return None
+
+
+def _schedule(path: Path, header: dict[str, Any]) -> Schedule:
+    try:
+        fields = dict(header["schedule"])
+        return _SCHEDULES[fields.pop("type")](**fields)
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: unknown schedule {header.get('schedule')!r}"
+        ) from error
+
+
+def _latent(path: Path, header: dict[str, Any]) -> tuple[str, Any] | None:
+    """Name and digest of the autoencoder of a network on latents."""
+    latent = header.get("latent")
+    if latent is None:
+        return None
+    name = latent.get("autoencoder") if isinstance(latent, dict) else None
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"{path}: names no autoencoder, but {latent!r}")
+    return name, latent.get("sha256")
+
+
+def _autoencoder(
+    path: Path, name: str, digest: Any, given: str | Path | None
+) -> Autoencoder:
+    """The one that the network was trained with; the file beside it by default."""
+    file = path.with_name(f"{name}.safetensors") if given is None else Path(given)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{path}: needs its autoencoder, and there is no {file}; "
+            "load_prior(autoencoder=...) says where it is"
+        )
+    if hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        raise ValueError(f"{file}: is not the autoencoder that {path} was trained with")
+    return load_autoencoder(file)[0]
+
+
+def _size(net: nn.Module) -> str:
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters"
+
+
+def _sides(channels: int, stride: int) -> str:
+    return f"{channels} channels, sides multiples of {stride}"
