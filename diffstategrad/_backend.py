@@ -14,16 +14,15 @@ import torch
 from diffstategrad import _core, reference
 from diffstategrad._options import nearest
 
-__all__ = ["backend"]
+__all__ = ["NAME", "backend"]
 
 _MODULES = {"core": _core, "reference": reference}
 
-_name = os.environ.get("DSG_BACKEND") or "core"
-if _name not in _MODULES:
-    raise ValueError(
-        f"DSG_BACKEND: unknown backend {_name!r}{nearest(_name, _MODULES)}"
-    )
-_ON_CPU: ModuleType = _MODULES[_name]
+#: Of the CPU: "core" or "reference".
+NAME = os.environ.get("DSG_BACKEND") or "core"
+if NAME not in _MODULES:
+    raise ValueError(f"DSG_BACKEND: unknown backend {NAME!r}{nearest(NAME, _MODULES)}")
+_ON_CPU: ModuleType = _MODULES[NAME]
 
 
 def backend(device: torch.device) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ __all__ = [
     "check_finite",
     "check_images",
     "dtype_name",
+    "in_full",
+    "placed",
     "prepare",
 ]
 
@@ -61,6 +64,15 @@ def as_array(x: Any, name: str) -> np.ndarray:
     return a
 
 
+def in_full(device: torch.device) -> AbstractContextManager[Any]:
+    """Without `torch.autocast`: half precision is for networks, measurements and their
+    gradients keep the precision of the images."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
 def prepare(x: Any, name: str) -> Tensor:
     """Image batch as the backends take it: (B, C, H, W), float, dense, detached.
 
@@ -74,6 +86,21 @@ def prepare(x: Any, name: str) -> Tensor:
     x = as_tensor(x, name)
     check_images(x, name)
     return x.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def placed(x: Tensor, device: str | torch.device | None) -> Tensor:
+    """x where the run is to be; ValueError for a device that cannot be used."""
+    device = x.device if device is None else device
+    try:
+        where = torch.device(device)
+        if where.type == "meta":
+            raise RuntimeError("it holds no values")
+        torch.zeros(1, dtype=torch.float64, device=where)  # sums are taken in it
+        return x.to(where)
+    # torch built without CUDA raises an AssertionError
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device {device} cannot be used: {reason}") from None
 
 
 def check_images(x: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffstategrad._files import write_file
 from diffstategrad.config import load_task
 from diffstategrad.images import from_uint8, to_uint8
 from diffstategrad.priors import as_prior
@@ -165,4 +167,6 @@ def _picture(
             axis.imshow(picture)
             axis.set_title(f"{task}\n{title}" if axis is row[0] else title)
             axis.set_axis_off()
-    figure.savefig(path, dpi=90)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    write_file(path, buffer.getvalue())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from diffstategrad._files import write_file
 
 __all__ = ["check_format", "from_uint8", "load_image", "save_image", "to_uint8"]
 
@@ -72,15 +75,19 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
     return np.asarray(grey.convert("RGB"))
 
 
-def check_format(path: str | Path) -> None:
-    """ValueError when the name's ending is that of no picture that can be written."""
+def check_format(path: str | Path) -> str:
+    """Pillow's name of the format; ValueError when the name's ending is that of no
+    picture that can be written."""
     ending = Path(path).suffix.lower()
-    if Image.registered_extensions().get(ending) not in Image.SAVE:
+    name = Image.registered_extensions().get(ending)
+    if name not in Image.SAVE:
         raise ValueError(f"{path}: no picture format to write ends in {ending!r}")
+    return name
 
 
 def save_image(path: str | Path, x: Tensor) -> None:
-    """Writes (C, H, W) or (1, C, H, W) in [-1, 1] as a picture file."""
+    """Writes (C, H, W) or (1, C, H, W) in [-1, 1] as a picture file, whole or not at
+    all; OSError where that fails."""
     if not isinstance(x, Tensor):
         raise TypeError(
             f"save_image takes a path, then a tensor, got {type(path).__name__} and "
@@ -90,4 +97,6 @@ def save_image(path: str | Path, x: Tensor) -> None:
         x = x[0]
     if x.ndim != 3:
         raise ValueError(f"save_image takes one image (C, H, W), got {tuple(x.shape)}")
-    Image.fromarray(to_uint8(x)).save(path)
+    buffer = io.BytesIO()
+    Image.fromarray(to_uint8(x)).save(buffer, check_format(path))
+    write_file(path, buffer.getvalue())

@@ -160,7 +160,7 @@ class ReplayNoise:
                 f"the recorded draw has shape {tuple(draw.shape)}, "
                 f"the run needs {tuple(like.shape)}"
             )
-        return draw.to(like)
+        return draw.to(like, copy=True)  # methods work in place
 
     uniform = normal
 

@@ -322,8 +322,19 @@ def test_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_killed_process_resumes_to_the_same_weights(config, tmp_path, number):
+def test_killed_process_resumes_to_the_same_weights(any_config, tmp_path):
+    _resumed_after(signal.SIGKILL, any_config, tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_interrupted_process_says_how_to_resume_to_the_same_weights(config, tmp_path):
+    errors = _resumed_after(signal.SIGINT, config, tmp_path)
+    assert "to resume: diffstategrad train" in errors
+
+
+def _resumed_after(number, config, tmp_path):
+    """Sends the signal to a training after four steps and compares what it comes to
+    with one that is left alone; the standard error of the first."""
     train(config, tmp_path / "whole", steps=12, progress=False, workers=0)
 
     code = (
@@ -351,8 +362,6 @@ def test_killed_process_resumes_to_the_same_weights(config, tmp_path, number):
             break
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
-    if number == signal.SIGINT:
-        assert "to resume: diffstategrad train" in errors
     assert not (tmp_path / "killed" / "tiny.safetensors").exists()
 
     train(config, tmp_path / "killed", progress=False, workers=0)
@@ -360,6 +369,7 @@ def test_killed_process_resumes_to_the_same_weights(config, tmp_path, number):
         tmp_path / "whole" / "checkpoint.safetensors",
         tmp_path / "killed" / "checkpoint.safetensors",
     )
+    return errors
 
 
 def test_run_can_be_prolonged_before_its_decay(config, tmp_path):
@@ -454,6 +464,21 @@ def test_read_only_folder_is_reported_before_training(
     with pytest.raises(OSError, match=r"cannot write .*checkpoint.*Permission denied"):
         train(any_config, tmp_path / "run", progress=False, workers=0)
     assert not list((tmp_path / "run").iterdir())
+
+
+def test_log_drops_a_row_that_was_cut_short_and_names_itself(tmp_path):
+    from diffstategrad.training.trainer import _Log
+
+    path = tmp_path / "log.csv"
+    log = _Log(path, 0)
+    log.add(2, 0.5, 1e-3, 10, 1)
+    path.write_text(path.read_text() + "4,0.4")
+    log = _Log(path, 6)
+    assert [row["step"] for row in _rows(path)] == ["2"]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(OSError, match=r"train: cannot write .*log\.csv: "):
+        log.add(6, 0.5, 1e-3, 10, 1)
 
 
 def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):

@@ -32,6 +32,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffstategrad._files import replacing
+
 __all__ = ["PixelUNet", "load_network", "replace_file", "save_network"]
 
 _FORMAT = "diffstategrad-pixel-unet-1"
@@ -293,23 +295,7 @@ def check_sizes(name: str, values: object, low: int, high: int, most: int) -> li
 def replace_file(
     path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
-    """Write a safetensors file under a temporary name, then rename it.
-
-    Raises
-    ------
-    OSError
-        If writing fails (full disk, no permission). No partial file remains and an
-        older one is untouched.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write a safetensors file, all or nothing; OSError as in `replacing`."""
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # save_file makes it private
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as err:
-        raise OSError(f"cannot write {path}: {err}") from err
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from diffstategrad._tensor import (
     check_finite,
     check_images,
     dtype_name,
+    in_full,
     prepare,
 )
 from diffstategrad.noise import GaussianNoise, Noise, NoiseSource, as_noise
@@ -190,7 +191,9 @@ class Operator(ABC):
     def _gradient(self, y: Tensor, x: Tensor, v: Tensor, graph: bool = False) -> Tensor:
         """J^T v of y = A(x) by autograd; ValueError when x is not in y's graph."""
         if y.requires_grad:
-            (g,) = torch.autograd.grad(y, x, v, create_graph=graph, allow_unused=True)
+            options = {"create_graph": graph, "allow_unused": True}
+            with in_full(x.device):
+                (g,) = torch.autograd.grad(y, x, v, **options)
             if g is not None:
                 return g
         raise ValueError(

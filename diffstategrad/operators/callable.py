@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffstategrad._tensor import as_tensor, check_images
+from diffstategrad._tensor import as_tensor, check_images, in_full
 from diffstategrad.operators.base import Operator, Shape, takes_arrays
 
 __all__ = ["FromCallable", "from_callable", "undisturbed"]
@@ -59,7 +59,7 @@ class FromCallable(Operator):
         """The shape that one image of zeros gives."""
         x = like.new_zeros((1, *shape))
         try:
-            with undisturbed(self.function), torch.no_grad():
+            with undisturbed(self.function), torch.no_grad(), in_full(x.device):
                 y = self.function(x)
         except Exception as error:
             raise ValueError(
@@ -95,7 +95,8 @@ class FromCallable(Operator):
     def __call__(self, x: Tensor) -> Tensor:
         x = as_tensor(x, "x")
         check_images(x, "x")
-        y = self._checked(self.function(x), x)
+        with in_full(x.device):
+            y = self._checked(self.function(x), x)
         shape, got = tuple(x.shape[1:]), tuple(y.shape[1:])
         if self._given_out is not None:
             claimed = _shape(self._given_out, shape)
@@ -110,7 +111,8 @@ class FromCallable(Operator):
 
     def _adjoint(self, v: Tensor, image: Shape) -> Tensor:
         if self._given_adjoint is not None:
-            return self._given_adjoint(v)
+            with in_full(v.device):
+                return self._given_adjoint(v)
         return super()._adjoint(v, image)
 
     def spec(self) -> dict[str, Any]:

@@ -7,17 +7,19 @@ r"""What a prior is: a denoiser at every noise level.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from diffstategrad.noise import CounterNoise
+from diffstategrad.priors.border import Border, check_differentiable
 from diffstategrad.priors.spectrum import Profile, Spectrum
-from diffstategrad.schedules import VPSchedule, poly_grid, sigma_of
+from diffstategrad.schedules import Schedule, VPSchedule, poly_grid, sigma_of
 
 __all__ = ["CallablePrior", "NoPrior", "Prior"]
 
@@ -31,7 +33,7 @@ class Prior(ABC):
         Of the images it knows; None for any.
     stride : int
         Height and width must be divisible by it.
-    schedule : VPSchedule
+    schedule : Schedule
         Links sigma and the network time t.
     profile : Profile or None
         Second moments of its images; None: measured where a method asks for them.
@@ -43,7 +45,7 @@ class Prior(ABC):
 
     channels: int | None = None
     stride: int = 1
-    schedule: VPSchedule = VPSchedule()
+    schedule: Schedule = VPSchedule()
     profile: Profile | None = None
     learned_variance: bool | None = None
     spectrum_calls: int = 0
@@ -85,19 +87,24 @@ class Prior(ABC):
         return self.denoise(z / alpha_bar**0.5, sigma_of(alpha_bar)), None
 
     def power_spectrum(
-        self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> Spectrum:
-        """Second moments of its images of `shape` (C, H, W).
+        """Second moments of its images of `shape` (C, H, W); tensors of the CPU.
 
         From `profile` where it has one.  Else measured, once for a shape, on 4 images
-        that the probability-flow ODE makes of fixed noise: 24 calls of `denoise`.
+        that the probability-flow ODE makes of fixed noise: 24 calls of `denoise`, of
+        `dtype` and on `device`.
         """
         if self.profile is not None:
             return self.profile.spectrum(shape)
         measured: dict[tuple[int, ...], Profile]
         measured = self.__dict__.setdefault("_measured", {})
         if shape not in measured:
-            images, self.spectrum_calls = _images(self, shape, dtype)
+            empty = torch.empty((4, *shape), dtype=dtype, device=device)
+            images, self.spectrum_calls = _images(self, empty)
             if not images.isfinite().all():
                 raise ValueError("the prior gave images with NaN or infinite values")
             measured[shape] = Profile.of(images)
@@ -106,6 +113,46 @@ class Prior(ABC):
     def eps(self, z: Tensor, t: float) -> Tensor:
         """Noise prediction at network time t (0..999)."""
         return self.predict(z, self.alpha_bar(t))[0]
+
+    @property
+    def borders(self) -> tuple[Border, ...]:
+        """Those of its networks."""
+        return ()
+
+    def to(
+        self,
+        device: str | torch.device | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        channels_last: bool | None = None,
+        compile: bool | None = None,
+    ) -> Self:
+        """Moves and converts its network, if it has one, in place, and returns itself.
+
+        States and results keep the dtype that they have, whatever the network's.
+
+        Parameters
+        ----------
+        device : optional
+            `solve` moves the network to where it runs.
+        dtype : optional
+            Of the network: float32, float64, bfloat16 or float16.
+        channels_last : bool, optional
+            Memory layout of the network's convolutions.
+        compile : bool, optional
+            Run it by torch.compile, which takes its time at the first call and, on the
+            CPU, needs a C++ compiler.
+
+        Raises
+        ------
+        TypeError
+            For an option but `device` where there is no `torch.nn.Module`.
+        """
+        if not self.borders and not (dtype is channels_last is compile is None):
+            raise TypeError(f"{type(self).__name__} has no network to convert")
+        for border in self.borders:
+            border.to(device, dtype=dtype, channels_last=channels_last, compile=compile)
+        return self
 
     def alpha_bar(self, t: float) -> float:
         """Signal variance left at network time t."""
@@ -116,13 +163,12 @@ class Prior(ABC):
         c, h, w = shape
         if self.channels is not None and c != self.channels:
             raise ValueError(
-                f"the prior knows images of {self.channels} channels, the "
-                f"operator's image has {c}"
+                f"the prior knows images of {self.channels} channels, the image has {c}"
             )
         if h % self.stride or w % self.stride:
             raise ValueError(
                 f"the prior needs height and width divisible by {self.stride}, "
-                f"the operator's image is {h} x {w}"
+                f"the image is {h} x {w}"
             )
 
 
@@ -130,16 +176,22 @@ class CallablePrior(Prior):
     """Any function `(x, sigma) -> x0`, whatever runs behind it.
 
     It gets a batch (B, C, H, W) and a float and returns an array of the same shape;
-    anything with `__dlpack__` is taken (JAX, NumPy, CuPy).
+    anything with `__dlpack__` is taken (JAX, NumPy, CuPy).  An `nn.Module` gets the
+    batch in the dtype of its weights.
     """
 
     learned_variance = False
 
     def __init__(self, function: Callable[[Tensor, float], Any]):
-        self.function = function
+        _check_arguments(function)
+        self.function, self.border = function, Border(function)
+
+    @property
+    def borders(self) -> tuple[Border, ...]:
+        return (self.border,)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        out = self.function(x, sigma)
+        out = self.border.compiled(self.function)(self.border.cast(x), sigma)
         if not isinstance(out, Tensor):
             if not hasattr(out, "__dlpack__"):
                 raise TypeError(
@@ -152,16 +204,32 @@ class CallablePrior(Prior):
                 f"the prior must keep the shape {tuple(x.shape)}, "
                 f"got {tuple(out.shape)}"
             )
-        if x.requires_grad and torch.is_grad_enabled() and not out.requires_grad:
-            raise TypeError(
-                "the method differentiates through the prior, whose function returned "
-                "an array without a gradient: compute it by torch from what it is given"
-            )
-        return out.to(x)
+        check_differentiable(out, x, _name(self.function))
+        return out.to(x).contiguous()
 
     def spec(self) -> dict[str, Any]:
-        name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
-        return {"name": "callable", "function": name}
+        name = _name(self.function)
+        return {"name": "callable", "function": name, **self.border.spec()}
+
+
+def _check_arguments(function: Callable[..., Any]) -> None:
+    """TypeError unless the function can be called with an image and a noise level."""
+    try:
+        # a module's own call takes anything
+        signature = inspect.signature(getattr(function, "forward", function))
+    except (TypeError, ValueError):
+        return  # some builtins do not say what they take
+    try:
+        signature.bind(None, 1.0)
+    except TypeError as error:
+        raise TypeError(
+            "a prior must be a function (x, sigma) -> x0 of images (B, C, H, W) and a "
+            f"noise level, got {_name(function)}{signature}: {error}"
+        ) from None
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 class NoPrior(Prior):
@@ -177,14 +245,11 @@ class NoPrior(Prior):
 
 
 @torch.no_grad()
-def _images(
-    prior: Prior, shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Tensor, int]:
-    """Images of the prior, (4, *shape), and the calls they took."""
-    n = 4
+def _images(prior: Prior, empty: Tensor) -> tuple[Tensor, int]:
+    """Images of the prior, like the empty batch, and the calls they took."""
+    n = len(empty)
     sigmas = [*map(float, poly_grid(40.0, 0.02, 24)), 0.0]
-    source = CounterNoise(0, range(n), [0] * n)
-    x = sigmas[0] * source.normal(torch.empty((n, *shape), dtype=dtype))
+    x = sigmas[0] * CounterNoise(0, range(n), [0] * n).normal(empty)
     for sigma, after in pairwise(sigmas):
         denoised = torch.cat([prior.denoise(image[None], sigma) for image in x])
         x = denoised + after / sigma * (x - denoised)

@@ -72,8 +72,8 @@ class GaussianPrior(Prior):
     def check_shape(self, shape: tuple[int, ...]) -> None:
         if tuple(shape) != self.shape:
             raise ValueError(
-                f"the prior knows images of shape {self.shape}, the operator's image "
-                f"has {tuple(shape)}"
+                f"the prior knows images of shape {self.shape}, the image has "
+                f"{tuple(shape)}"
             )
 
     def _filter(self, x: Tensor, gain: Tensor) -> Tensor:
@@ -91,7 +91,10 @@ class GaussianPrior(Prior):
         return self.mean + self._filter(white, self.spectrum.sqrt())
 
     def power_spectrum(
-        self, shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
     ) -> Spectrum:
         self.check_shape(shape)
         return Spectrum(self.spectrum.expand(self.shape), basis="fft")

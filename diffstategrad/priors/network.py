@@ -15,19 +15,18 @@ The network sees :math:`z = x / \sqrt{1 + \sigma^2}` and the fractional time
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, is_dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from diffstategrad._options import nearest
-from diffstategrad.models import load_network
 from diffstategrad.priors.base import Prior
-from diffstategrad.schedules import VPSchedule, sigma_of
+from diffstategrad.priors.border import Border
+from diffstategrad.schedules import Schedule, VPSchedule, sigma_of
 
-__all__ = ["NetworkPrior", "load_prior"]
+__all__ = ["NetworkPrior"]
 
 _PREDICTIONS = ("epsilon", "v", "start_x")
 
@@ -40,9 +39,14 @@ class NetworkPrior(Prior):
     network : callable
         Gets z (B, C, H, W) and t (B,), network times in 0..999, fractional.  The first
         C channels of what it returns are the prediction, the next C, if any, the code
-        of a learned variance.
+        of a learned variance.  An `nn.Module` gets z in the dtype of its weights, and t
+        in at least single precision.
     prediction : "epsilon", "v" or "start_x"
-    schedule : VPSchedule
+    schedule : Schedule
+        Default `VPSchedule()`.  A DDPM network of the published linear table has
+        ``TableSchedule(1e-4, 0.02, sqrt=False)``: by it the levels of DPS, MCG, SDEdit
+        and the like are at the whole times that it was trained at.  Levels beyond the
+        schedule's last time are given that time.
     channels, stride : int
         Of the images it takes.
     """
@@ -52,7 +56,7 @@ class NetworkPrior(Prior):
         network: Callable[[Tensor, Tensor], Tensor],
         prediction: Literal["epsilon", "v", "start_x"] = "epsilon",
         *,
-        schedule: VPSchedule | None = None,
+        schedule: Schedule | None = None,
         channels: int | None = None,
         stride: int = 1,
         name: str | None = None,
@@ -62,24 +66,39 @@ class NetworkPrior(Prior):
                 f"unknown prediction {prediction!r}{nearest(prediction, _PREDICTIONS)}"
             )
         self.network, self.prediction = network, prediction
-        self.schedule = schedule or VPSchedule()
+        self.border = Border(network)
+        if schedule is None:
+            schedule = VPSchedule()
+        if isinstance(schedule, type) or not isinstance(schedule, Schedule):
+            raise TypeError(
+                "schedule must have last, alpha_bar, sigma_of_t and t_of_sigma, got "
+                f"{schedule!r}"
+            )
+        self.schedule = schedule
         self.channels, self.stride = channels, stride
         self.name = name or getattr(network, "__qualname__", type(network).__qualname__)
 
+    @property
+    def borders(self) -> tuple[Border, ...]:
+        return (self.border,)
+
     def _call(self, z: Tensor, time: float) -> Tensor:
-        t = torch.full((len(z),), time, dtype=z.dtype, device=z.device)
-        return self.network(z, t)
+        precision = torch.promote_types(self.border.dtype or z.dtype, torch.float32)
+        t = torch.full((len(z),), time, dtype=precision, device=z.device)
+        return self.border(self.network, z, t)
+
+    def _time(self, sigma: float) -> float:
+        return min(float(self.schedule.t_of_sigma(sigma)), self.schedule.last)
 
     def _outputs(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
         """The prediction, and the code of a learned variance where there is one."""
-        time = float(self.schedule.t_of_sigma(sigma_of(alpha_bar)))
+        time = self._time(sigma_of(alpha_bar))
         out, *code = self._call(z, time).split(z.shape[1], dim=1)
         return out, code[0] if code else None
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         c_in = (1 + sigma * sigma) ** -0.5  # sqrt(alpha_bar)
-        time = float(self.schedule.t_of_sigma(sigma))
-        out = self._call(c_in * x, time)[:, : x.shape[1]]
+        out = self._call(c_in * x, self._time(sigma))[:, : x.shape[1]]
         if self.prediction == "epsilon":
             return x - sigma * out
         if self.prediction == "start_x":
@@ -114,41 +133,11 @@ class NetworkPrior(Prior):
         return out, code
 
     def spec(self) -> dict[str, Any]:
+        schedule = self.schedule
+        fields: dict[str, Any] = asdict(schedule) if is_dataclass(schedule) else {}
         return {
             "name": self.name,
             "prediction": self.prediction,
-            "schedule": asdict(self.schedule),
+            "schedule": {"type": type(schedule).__name__, **fields},
+            **self.border.spec(),
         }
-
-
-def load_prior(path: str | Path, *, name: str | None = None) -> NetworkPrior:
-    """The prior stored in a .safetensors file by `diffstategrad train`.
-
-    Nothing in the file is executed.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such network, truncated, or has NaN weights.
-    """
-    network, header = load_network(path)
-    schedule = header.get("schedule", {})
-    if schedule.get("type") != "VP" or header.get("prediction") not in _PREDICTIONS:
-        raise ValueError(
-            f"{path}: unknown schedule {schedule.get('type')!r} or prediction "
-            f"{header.get('prediction')!r}"
-        )
-
-    def in_single_precision(z: Tensor, t: Tensor) -> Tensor:
-        return network(z.float(), t.float()).to(z.dtype)
-
-    prior = NetworkPrior(
-        in_single_precision,
-        header["prediction"],
-        schedule=VPSchedule(schedule["beta_min"], schedule["beta_d"]),
-        channels=network.architecture["image_channels"],
-        stride=network.stride,
-        name=name or str(path),
-    )
-    prior.learned_variance = False  # what is trained here has none
-    return prior

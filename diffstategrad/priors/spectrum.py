@@ -11,7 +11,7 @@ pixel, and the channels' covariance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -44,13 +44,18 @@ class Spectrum:
         """Standard deviation of a pixel."""
         return self.variance.mean().item() ** 0.5
 
+    def to(self, device: torch.device) -> Spectrum:
+        """The same with its tensors there."""
+        mixing = None if self.mixing is None else self.mixing.to(device)
+        return replace(self, variance=self.variance.to(device), mixing=mixing)
+
     def coefficients(self, x: Tensor) -> Tensor:
         """Of images (B, C, H, W), the same shape; complex in the FFT's basis."""
         if self.mixing is not None:
             x = _mix(self.mixing.to(x), x)
         if self.basis == "fft":
             return torch.fft.fft2(x, norm="ortho")
-        rows, columns = (_dct(n).to(x) for n in x.shape[2:])
+        rows, columns = (_dct(n, x.device).to(x) for n in x.shape[2:])
         return _sandwich(rows, x, columns.T)
 
     def images(self, c: Tensor) -> Tensor:
@@ -58,7 +63,7 @@ class Spectrum:
         if self.basis == "fft":
             x = torch.fft.ifft2(c, norm="ortho").real
         else:
-            rows, columns = (_dct(n).to(c) for n in c.shape[2:])
+            rows, columns = (_dct(n, c.device).to(c) for n in c.shape[2:])
             x = _sandwich(rows.T, c, columns)
         return x if self.mixing is None else _mix(self.mixing.T.to(x), x)
 
@@ -85,9 +90,9 @@ class Profile:
     @classmethod
     def of(cls, images: Tensor) -> Profile:
         """Measured from images (n, C, H, W)."""
-        x = images.double()
+        x = images.cpu().double()
         c, h, w = x.shape[1:]
-        x = _sandwich(_dct(h), x - x.mean(), _dct(w).T)
+        x = _sandwich(_dct(h, x.device), x - x.mean(), _dct(w, x.device).T)
         power = x.square().mean((0, 1))
         f = _radius(h, w)
         band = torch.floor(2 * torch.log2(f)).where(f > 0, -torch.inf)
@@ -129,9 +134,9 @@ def _radius(h: int, w: int) -> Tensor:
 
 
 @cache
-def _dct(n: int) -> Tensor:
+def _dct(n: int, device: torch.device) -> Tensor:
     """The orthonormal DCT-II as a matrix, (n, n), float64."""
-    k = torch.arange(n, dtype=torch.float64)
+    k = torch.arange(n, dtype=torch.float64, device=device)
     matrix = torch.cos(torch.pi / n * (k + 0.5) * k[:, None]) * (2 / n) ** 0.5
     matrix[0] /= 2**0.5
     return matrix

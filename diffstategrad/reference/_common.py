@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from diffstategrad._tensor import in_full
 
 __all__ = [
     "Constants",
@@ -17,6 +20,7 @@ __all__ = [
     "parse_dtype",
     "parse_shape",
     "parts",
+    "product",
 ]
 
 #: (C, H, W).
@@ -98,6 +102,12 @@ def parts(*batches: Tensor | None) -> Iterator[tuple[Any, ...]]:
     size = 1 if first.device.type == "cpu" else max(len(first), 1)
     for i in range(0, len(first), size):
         yield tuple(None if t is None else t[i : i + size] for t in batches)
+
+
+def product(*matrices: Tensor) -> Tensor:
+    """Multiplied from left to right, in their own precision."""
+    with in_full(matrices[0].device):
+        return reduce(torch.matmul, matrices)
 
 
 class Constants:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffstategrad._core import NumericalError
-from diffstategrad.reference._common import Constants, check, parts
+from diffstategrad.reference._common import Constants, check, parts, product
 from diffstategrad.reference.operators import Blur, Mask, Matrix, Op, Separable
 
 __all__ = ["DataStep"]
@@ -209,10 +209,10 @@ class _Singular(_ClosedForm):
 
     def _solve(self, y: Tensor, rho: float, limit: float) -> Tensor:
         U_R, Vt_R, U_T, Vt_T, d = self.constants.on(y.device)
-        z = U_R.mT @ y.reshape(-1, *self.y_shape) @ U_T
+        z = product(U_R.mT, y.reshape(-1, *self.y_shape), U_T)
         # not d / (d^2 + rho): the square of a small d may be 0
         z = torch.where(d > limit, z / (d + rho / d), 0)
-        return (Vt_R.mT @ z @ Vt_T).reshape(-1, *self.op.in_shape)
+        return product(Vt_R.mT, z, Vt_T).reshape(-1, *self.op.in_shape)
 
 
 class _Circular(_ClosedForm):

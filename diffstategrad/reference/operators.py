@@ -11,10 +11,10 @@ r"""Measurement operators and their derivatives.
     warp        y[i, j] = x(i + d[1, i, j], j + d[0, i, j]), bilinear
     compose     y = outer(inner(x))
 
-Two functions of torch are not used: its convolutions, which on CUDA round to 10 bits
-(TF32) by default; and `Tensor.conj`, which only marks the tensor: inside a
-``torch.library`` operator that is called from a compiled graph, the mark is not heeded
-(torch 2.13).
+Three functions of torch are not used: its convolutions, which on CUDA round to 10 bits
+(TF32) by default; matrix products but `product`, which `torch.autocast` would round;
+and `Tensor.conj`, which only marks the tensor: inside a ``torch.library`` operator that
+is called from a compiled graph, the mark is not heeded (torch 2.13).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from diffstategrad.reference._common import (
     parse_dtype,
     parse_shape,
     parts,
+    product,
 )
 
 __all__ = [
@@ -195,11 +196,11 @@ class Separable(Op):
 
     def _forward(self, x: Tensor) -> Tensor:
         rows, columns = self.constants.on(x.device)
-        return rows @ x @ columns.mT
+        return product(rows, x, columns.mT)
 
     def _vjp(self, x: Tensor | None, v: Tensor) -> Tensor:
         rows, columns = self.constants.on(v.device)
-        return rows.mT @ v @ columns
+        return product(rows.mT, v, columns)
 
 
 def resize(dtype: str, shape: Shape, factor: int, /) -> Op:
@@ -634,11 +635,11 @@ class Matrix(Op):
 
     def _forward(self, x: Tensor) -> Tensor:
         (m,) = self.constants.on(x.device)
-        return (x.flatten(1) @ m.mT).unflatten(1, self.out_shape)
+        return product(x.flatten(1), m.mT).unflatten(1, self.out_shape)
 
     def _vjp(self, x: Tensor | None, v: Tensor) -> Tensor:
         (m,) = self.constants.on(v.device)
-        return (v.flatten(1) @ m).unflatten(1, self.in_shape)
+        return product(v.flatten(1), m).unflatten(1, self.in_shape)
 
 
 def matrix(dtype: str, shape: Shape, out_shape: Shape, matrix: Any, /) -> Op:

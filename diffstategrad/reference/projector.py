@@ -39,6 +39,7 @@ from diffstategrad.reference._common import (
     parse_dtype,
     parse_shape,
     parts,
+    product,
 )
 
 __all__ = ["Projector"]
@@ -138,7 +139,7 @@ class _Factors:
 
         # what follows is decided on the host
         singular = s.cpu().numpy()
-        zero = (largest == 0).cpu().numpy()[..., 0, 0]
+        zero = singular[..., 0] == 0
         official = rule == _OFFICIAL
         k = singular.shape[-1]
         if rule == _FIXED:
@@ -186,10 +187,10 @@ class _Factors:
         left, right = self.sides
         if left is not None:
             basis, identity = left
-            grad = torch.where(identity, grad, basis @ (basis.mT @ grad))
+            grad = torch.where(identity, grad, product(basis, product(basis.mT, grad)))
         if right is not None:
             basis, identity = right
-            grad = torch.where(identity, grad, grad @ basis @ basis.mT)
+            grad = torch.where(identity, grad, product(grad, basis, basis.mT))
         return torch.where(self.nothing, 0, grad)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from diffstategrad._files import write_file
 from diffstategrad.models.autoencoder import Autoencoder
 from diffstategrad.models.unet import PixelUNet
 from diffstategrad.training.leaves import scene
@@ -115,10 +116,6 @@ def _write_sheet(path: str | os.PathLike[str], rows: list[Tensor]) -> None:
         [np.concatenate(list(row.clamp(-1, 1).numpy()), axis=2) for row in rows], axis=1
     )
     pixels = np.round((sheet.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(pixels).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    write_file(path, buffer.getvalue())

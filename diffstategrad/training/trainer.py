@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm import tqdm
 
+from diffstategrad._files import replacing
 from diffstategrad.models.unet import replace_file
 from diffstategrad.training.config import (
     OptimiserConfig,
@@ -238,7 +239,8 @@ class _Run:
 
 
 class _Log:
-    """log.csv; rows after the checkpoint that is resumed from are dropped."""
+    """log.csv; rows after the checkpoint that is resumed from are dropped, and one that
+    was cut short."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
@@ -248,9 +250,11 @@ class _Log:
                 rows = [
                     row
                     for row in csv.DictReader(file)
-                    if row["step"].isdigit() and int(row["step"]) <= step
+                    if None not in row.values()
+                    and row["step"].isdigit()
+                    and int(row["step"]) <= step
                 ]
-        with open(path, "w", newline="") as file:
+        with replacing(path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, _LOG_FIELDS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
@@ -259,8 +263,11 @@ class _Log:
         self, step: int, loss: float, lr: float, rate: float, seconds: float
     ) -> None:
         row = (step, f"{loss:.6f}", f"{lr:.3e}", f"{rate:.1f}", f"{seconds:.1f}")
-        with open(self._path, "a", newline="") as file:
-            csv.writer(file).writerow(row)
+        try:
+            with open(self._path, "a", newline="") as file:
+                csv.writer(file).writerow(row)
+        except OSError as err:
+            raise OSError(f"train: cannot write {self._path}: {err}") from err
 
 
 def _loop(
