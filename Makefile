@@ -4,6 +4,7 @@
 #   make demo    restore photographs, print a table, write demo/demo.png
 #   make test    lint, C checks with sanitizers, pytest, README code
 #   make test-interop   LPIPS, FID and deepinv, in .venv-interop (several GB: torchvision's torch)
+#   make results every method on photographs, results/table.md (hours; goes on where it stopped)
 #   make bench   ratios against the torch expressions of the published codes
 #   make lint    ruff, mypy, clang-format
 #   make clean   removes what was built, keeps .venv;  make distclean removes that too
@@ -16,7 +17,7 @@ INTEROP = torch==2.14.1 torchvision==0.29.1 deepinv==0.5.0 "torchmetrics[image]=
 # One thread each for the libraries beside our own: idle workers spin.
 QUIET = OMP_WAIT_POLICY=passive
 
-.PHONY: setup demo test test-interop bench lint check-c clean distclean
+.PHONY: setup demo test test-interop bench results lint check-c clean distclean
 
 SYSTEM_LIBRARIES = openblas lapacke fftw3 fftw3f
 SYSTEM_PACKAGES = libopenblas-dev liblapacke-dev libfftw3-dev pkg-config
@@ -54,7 +55,8 @@ demo: setup
 	$(QUIET) $(BIN)/diffstategrad demo --out demo
 
 # What the torch formulas of diffstategrad/reference promise like the compiled core.
-REFERENCE_TESTS = $(addprefix tests/test_,operators.py blind.py check.py projection.py metrics.py)
+REFERENCE_TESTS = $(addprefix tests/test_,operators.py blind.py check.py projection.py metrics.py \
+                  methods.py)
 
 test: setup lint check-c
 	$(QUIET) $(BIN)/pytest
@@ -83,6 +85,10 @@ check-c: setup
 bench: setup
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -s tests/bench -m bench
 
+JOBS ?= 1
+results: setup
+	$(BIN)/python tests/bench/results.py --jobs $(JOBS) --out results
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -94,4 +100,4 @@ clean:
 	rm -rf build demo *.egg-info diffstategrad/_core*.so $(VENV)/.installed
 
 distclean: clean
-	rm -rf $(VENV) $(VENV_INTEROP)
+	rm -rf $(VENV) $(VENV_INTEROP) results

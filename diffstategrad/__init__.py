@@ -21,6 +21,7 @@ from diffstategrad.priors import GaussianPrior, Prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result
 from diffstategrad.samplers import DAPS, describe, methods
+from diffstategrad.samplers.ddim import sample
 from diffstategrad.solve import solve
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "metrics",
     "operators",
     "priors",
+    "sample",
     "set_num_threads",
     "solve",
 ]

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--method", default="daps")
     p.add_argument(
-        "--prior", default="leaves64", help="bundled name or .safetensors file"
+        "--prior", default="leaves64", help="bundled name, checkpoint or folder"
     )
     p.add_argument("--project", action="store_true", help="with the state projector")
     _add_rank(p)
@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--n-samples", type=int, default=1)
     p.add_argument("--steps", type=int)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", help="where to run, such as cuda; default the CPU")
     p.add_argument("--option", "-O", action="append", default=[], metavar="NAME=VALUE")
     p.add_argument("--out", "-o", required=True, help="picture to write")
     p.add_argument("--save", help="write the whole result, .safetensors")
@@ -70,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--restart", action="store_true", help="ignore a checkpoint in OUT")
     p.set_defaults(run=_train)
 
-    p = commands.add_parser("info", help="versions, libraries, processor, priors")
+    p = commands.add_parser(
+        "info", help="versions, libraries, processor, priors; or what a checkpoint is"
+    )
+    p.add_argument("path", nargs="?", help="checkpoint file or diffusers folder")
     p.set_defaults(run=_info)
     return parser
 
@@ -88,11 +92,10 @@ def _solve(args: argparse.Namespace) -> None:
     from diffstategrad.config import load_task
     from diffstategrad.images import check_format, load_image, save_image
     from diffstategrad.projection import StateProjector
-    from diffstategrad.samplers import method_options
     from diffstategrad.solve import solve
 
     task = load_task(args.task)
-    options = {**method_options(args.method, args.task), **_options(args.option)}
+    options = {"task": args.task, **_options(args.option)}
     if args.steps is not None:
         options["steps"] = args.steps
     _check_writable(args.out, args.save)
@@ -121,6 +124,7 @@ def _solve(args: argparse.Namespace) -> None:
         project=StateProjector(rank=args.rank) if args.project else None,
         n_samples=args.n_samples,
         seed=args.seed,
+        device=args.device,
         **options,
     )
     save_image(args.out, result.x)
@@ -169,27 +173,38 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    if args.path is None:
+        lines = _versions()
+    else:
+        from diffstategrad.priors import describe_prior
+
+        lines = describe_prior(args.path)
+    for name, value in lines.items():
+        print(f"{name:14} {value}")
+
+
+def _versions() -> dict[str, str]:
     import platform
 
     import numpy
     import torch
 
-    from diffstategrad import __version__, _core, priors
+    from diffstategrad import __version__, _backend, _core, priors
 
     core = _core.info()
-    for name, value in (
-        ("diffstategrad", __version__),
-        ("python", platform.python_version()),
-        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
-        ("numpy", numpy.__version__),
-        ("BLAS", core["blas"]),
-        ("FFT", core["fft"]),
-        ("compiler", core["compiler"]),
-        ("kernels for", ", ".join(core["isa"])),
-        ("threads", core["threads"]),
-        ("priors", ", ".join(priors.BUNDLED)),
-    ):
-        print(f"{name:14} {value}")
+    return {
+        "diffstategrad": __version__,
+        "backend": _backend.NAME,
+        "python": platform.python_version(),
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads",
+        "numpy": numpy.__version__,
+        "BLAS": core["blas"],
+        "FFT": core["fft"],
+        "compiler": core["compiler"],
+        "kernels for": ", ".join(core["isa"]),
+        "threads": str(core["threads"]),
+        "priors": ", ".join(priors.BUNDLED),
+    }
 
 
 if __name__ == "__main__":

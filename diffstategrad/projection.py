@@ -17,18 +17,22 @@ Problems", ICLR 2025, sections 3 and 4, Appendix C.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from itertools import count
+from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from diffstategrad._backend import backend
 from diffstategrad._options import is_int, is_real, nearest
 from diffstategrad._tensor import check_alike, check_finite, dtype_name, prepare
 from diffstategrad.noise import CounterNoise, content_keys
 
-__all__ = ["StateProjector", "Subspace"]
+__all__ = ["Projection", "StateProjector", "Subspace"]
 
 _RULES = {"per_channel": 0, "mean": 1, "official": 2}
 _FIXED = 3
@@ -36,6 +40,10 @@ _SIDES = {"left": 1, "right": 2, "both": 3}
 _SUBSPACES = ("state", "gradient", "random")
 # Sample index of the random subspace's numbers, apart from all other streams.
 _RANDOM_SUBSPACE = 2**32 - 2
+
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+# The hooks of `wrap`, one an optimiser.
+_hooks: WeakKeyDictionary[Optimizer, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,39 @@ class StateProjector:
 
     Examples
     --------
-    In somebody's own loop::
+    It needs a line or two in anybody's loop.  In PSLD::
 
-        proj = StateProjector(energy=0.99)
-        g = proj(g, state=x_t)
+        project = StateProjector(energy=0.99)
+        for a, p, t in steps:
+            z = z.detach().requires_grad_()
+            noise = network(z, t)
+            z0 = (z - (1 - a) ** 0.5 * noise) / a**0.5
+            x0 = decode(z0)
+            glued = encode(x0 + A.adjoint(y - A(x0)))
+            error = omega * (A(x0) - y).norm() + gamma * (glued - z0).norm()
+            (g,) = torch.autograd.grad(error, z)
+            z = p**0.5 * z0 + (1 - p) ** 0.5 * noise - project(g, state=z)
+
+    In ReSample's optimisation of a latent, where the optimiser does it::
+
+        project = StateProjector(energy=0.99, period=5)
+        z = z0.clone().requires_grad_()
+        optimizer = project.wrap(torch.optim.AdamW([z], lr=5e-3), state=z_t)
+        for _ in range(500):
+            optimizer.zero_grad()
+            loss = (A(decode(z)) - y).square().mean()
+            loss.backward()
+            optimizer.step()  # projects z.grad
+            if loss < 1e-6:
+                break
+
+    In a level of DAPS, with one decomposition for all its steps::
+
+        subspace = StateProjector(energy=0.99).factors(x0hat)
+        x = x0hat.clone()
+        for _ in range(100):
+            g = A.vjp(x, A(x) - y) / tau**2 + (x - x0hat) / sigma**2
+            x = x - eta * subspace.apply(g) + (2 * eta) ** 0.5 * torch.randn_like(x)
     """
 
     energy: float = 0.99
@@ -157,6 +194,82 @@ class StateProjector:
         subspace.prepare(state, self)
         return subspace
 
+    def wrap(
+        self, optimizer: AnyOptimizer, *, state: Tensor | Callable[[], Tensor]
+    ) -> AnyOptimizer:
+        """Makes an optimiser project: from now on its `step` overwrites the `grad` of
+        every parameter by the projection, on steps 0, `period`, 2 `period`, ...
+
+        It is the same optimiser, with whatever else hangs on it.  A closure's gradients
+        are projected too.  Wrapping it again puts a new state in the place of the old
+        one and counts from 0.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Of parameters that have the shape and dtype of the state.
+        state : Tensor, shape (B, C, H, W), or callable without arguments
+            A tensor is decomposed here, once; what a callable returns, at every
+            projection.
+
+        Raises
+        ------
+        TypeError
+            If `optimizer` is none, or dtypes differ.
+        ValueError
+            If shapes or devices differ or an entry is NaN or infinite; here, or in
+            `step` what is only known there.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "optimizer must be a torch.optim.Optimizer, "
+                f"got {type(optimizer).__name__}"
+            )
+        fixed = None if callable(state) else Projection(self, state)
+        if isinstance(state, Tensor):
+            for p in _parameters(optimizer):
+                if p.shape != state.shape:
+                    raise ValueError(
+                        f"the optimizer has a parameter of shape {tuple(p.shape)}, "
+                        f"state has {tuple(state.shape)}"
+                    )
+                check_alike(parameter=p, state=state)
+        steps = count()
+
+        def project(optimizer: Optimizer, k: int) -> None:
+            if k % self.period:
+                return
+            now = state() if callable(state) else state
+            for p in _parameters(optimizer):
+                if p.grad is None:
+                    continue
+                if fixed is None:
+                    p.grad.copy_(self(p.grad, state=now, iteration=k))
+                else:
+                    check_finite(p.grad, "grad")
+                    p.grad.copy_(fixed(p.grad, k))
+
+        def before(
+            optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            k = next(steps)
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
+                project(optimizer, k)
+                return None
+
+            def projected() -> Any:
+                loss = closure()
+                project(optimizer, k)
+                return loss
+
+            return args[:1], {**kwargs, "closure": projected}
+
+        if optimizer in _hooks:
+            _hooks[optimizer].remove()
+        _hooks[optimizer] = optimizer.register_step_pre_hook(before)
+        return optimizer
+
     def replace(self, **changes: Any) -> StateProjector:
         """A copy with some fields changed."""
         return replace(self, **changes)
@@ -164,6 +277,36 @@ class StateProjector:
     def spec(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+class Projection:
+    """P of one state for many gradients, as an optimiser's loop has them.
+
+    Attributes
+    ----------
+    subspace : Subspace or None
+        That of the state; where every gradient brings its own, the last one's.
+    """
+
+    subspace: Subspace | None = None
+
+    def __init__(self, projector: StateProjector, state: Tensor, *, draw: int = 0):
+        self.projector = projector
+        if projector.subspace != "gradient":
+            self.subspace = projector.factors(state, draw=draw)
+
+    def __call__(self, gradient: Tensor, iteration: int) -> Tensor:
+        """P(gradient); the gradient itself between the projector's periods."""
+        if iteration % self.projector.period:
+            return gradient
+        if self.projector.subspace == "gradient":
+            self.subspace = self.projector.factors(gradient)
+        assert self.subspace is not None
+        return self.subspace.apply(gradient)
 
 
 class Subspace:

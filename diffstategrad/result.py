@@ -6,8 +6,6 @@ import base64
 import html
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from diffstategrad import metrics
+from diffstategrad._files import write_file
 from diffstategrad._tensor import as_tensor
 from diffstategrad.images import to_uint8
 
@@ -37,6 +36,9 @@ _ARRAY = "__array__"
 class Result:
     """Restored images and how they came about.
 
+    Images stay on the device of the run; numbers of images are on the CPU, and so is
+    all that `load` reads.
+
     Attributes
     ----------
     x : Tensor, shape (B, C, H, W)
@@ -46,7 +48,8 @@ class Result:
     y : Tensor
         The measurement.
     residual : Tensor, shape (n_samples, B), float64
-        ||A(x) - y|| / (sigma sqrt(m)) of every sample, about 1 when it is consistent
+        ||A(x) - y|| / (sigma sqrt(m)) of every sample, over the m entries that were
+        measured (not the lost pixels of an inpainting); about 1 when it is consistent
         with the noise.
     nfe : int
         Network calls for each sample of each image.
@@ -58,7 +61,7 @@ class Result:
     warnings : list of str
     details : dict
         What the method has to say beside the images: which iterate it chose by which
-        rule, unknowns of the operator it found.
+        rule, iterates it was told to keep, unknowns of the operator it found.
     """
 
     x: Tensor
@@ -91,14 +94,17 @@ class Result:
 
         Parameters
         ----------
-        x_true : Tensor or array, shape of x, in [-1, 1]
+        x_true : Tensor or array, shape of x, in [-1, 1], of any device
 
         Returns
         -------
-        dict of Tensor, shape (B,), float64
+        dict of Tensor, shape (B,), float64, on the CPU
             psnr, ssim, nmse of `x`; for several samples also mean_psnr of their mean
-            and oracle_psnr of the sample that the truth would choose.  NaN for an image
-            that diverged, and ssim of images smaller than its window.
+            and oracle_psnr of the sample that the truth would choose.  With the
+            iterates that a method was told to `keep`, also oracle_iterate_psnr of the
+            one that the truth would choose, as the published DMPlug and DMILO do among
+            all.  NaN for an image that diverged, and ssim of images smaller than its
+            window.
         """
         x_true = as_tensor(x_true, "x_true").to(self.x)
         if x_true.shape != self.x.shape:
@@ -108,18 +114,18 @@ class Result:
             )
         out = {
             "psnr": _score(metrics.psnr, self.x, x_true),
-            "ssim": torch.full_like(self.residual[0], torch.nan),
+            "ssim": torch.full((len(x_true),), torch.nan, dtype=torch.float64),
             "nmse": _score(metrics.nmse, self.x, x_true),
         }
         if min(x_true.shape[2:]) >= metrics.SSIM_WINDOW:
             out["ssim"] = _score(metrics.ssim, self.x, x_true)
         if len(self.samples) > 1:
-            each = torch.stack(
-                [_score(metrics.psnr, s, x_true) for s in self.samples], dim=1
-            )
             out["mean_psnr"] = _score(metrics.psnr, self.mean, x_true)
-            best = each.where(~each.isnan(), -torch.inf).argmax(1, keepdim=True)
-            out["oracle_psnr"] = each.gather(1, best)[:, 0]
+            out["oracle_psnr"] = _oracle_psnr(self.samples, x_true)
+        if "iterates" in self.details:
+            kept = torch.as_tensor(self.details["iterates"]).to(x_true)
+            kept = kept.reshape(-1, *x_true.shape)  # of every sample
+            out["oracle_iterate_psnr"] = _oracle_psnr(kept, x_true)
         return out
 
     # ---- pictures ----
@@ -205,8 +211,13 @@ class Result:
     # ---- files ----
 
     def save(self, path: str | Path) -> None:
-        """Writes everything to one .safetensors file, whole or not at all."""
-        path = Path(path)
+        """Writes everything to one .safetensors file, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            If that fails (full disk, no permission); an older file is untouched.
+        """
         arrays: dict[str, Tensor] = {
             "x": self.x,
             "samples": self.samples,
@@ -222,12 +233,9 @@ class Result:
             "details": _take_arrays(self.details, arrays),
         }
         metadata = {"format": _FORMAT, "record": json.dumps(record)}
-        tensors = {name: array.contiguous() for name, array in arrays.items()}
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name) as folder:
-            temporary = Path(folder) / path.name
-            # save_file would make it readable for nobody else
-            temporary.write_bytes(save(tensors, metadata))
-            os.replace(temporary, path)
+        tensors = {name: array.cpu().contiguous() for name, array in arrays.items()}
+        # save_file would make it readable for nobody else
+        write_file(path, save(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -258,10 +266,17 @@ def _score(
     metric: Callable[[Tensor, Tensor], Tensor], x: Tensor, x_true: Tensor
 ) -> Tensor:
     """The metric of every image, NaN for those that diverged."""
-    finite = x.isfinite().flatten(1).all(1)
+    finite = x.isfinite().flatten(1).all(1).cpu()
     out = torch.full((len(x),), torch.nan, dtype=torch.float64)
-    out[finite] = metric(x[finite], x_true[finite])
+    out[finite] = metric(x[finite], x_true[finite]).cpu()
     return out
+
+
+def _oracle_psnr(images: Tensor, x_true: Tensor) -> Tensor:
+    """Of images (n, B, C, H, W) those that the truth would choose, (B,)."""
+    each = torch.stack([_score(metrics.psnr, x, x_true) for x in images], dim=1)
+    best = each.where(~each.isnan(), -torch.inf).argmax(1, keepdim=True)
+    return each.gather(1, best)[:, 0]
 
 
 def _check_axes(x: Tensor, samples: Tensor, y: Tensor, residual: Tensor) -> None:
@@ -293,7 +308,9 @@ def _take_arrays(value: Any, arrays: dict[str, Tensor]) -> Any:
         return value.item()
     if isinstance(value, np.ndarray | Tensor):
         name = f"array.{len(arrays)}"
-        arrays[name] = torch.from_numpy(np.array(value))
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value.copy())
+        arrays[name] = value
         return {_ARRAY: name}
     if isinstance(value, dict):
         return {k: _take_arrays(v, arrays) for k, v in value.items()}

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,12 +36,14 @@ from diffstategrad._options import nearest
 __all__ = [
     "DDIMGrid",
     "DDPMTables",
+    "Schedule",
     "SqrtVPSchedule",
     "TableSchedule",
     "VPSchedule",
     "beta_table",
     "daps_annealing",
     "daps_ode",
+    "ddim_grid",
     "ddpm_tables",
     "latent_grid",
     "layer_grid",
@@ -52,17 +54,45 @@ __all__ = [
 _VERSIONS = ("2024", "2025")
 
 
+@runtime_checkable
+class Schedule(Protocol):
+    """What links sigma and the network time: those here, or one's own."""
+
+    @property
+    def last(self) -> float:
+        """The largest time that networks of this schedule were trained at."""
+        ...
+
+    def alpha_bar(self, t: ArrayLike) -> np.ndarray:
+        """Signal variance left at network time `t`, fractions allowed."""
+        ...
+
+    def sigma_of_t(self, t: ArrayLike) -> np.ndarray:
+        """Noise level sigma >= 0 of network time `t`."""
+        ...
+
+    def t_of_sigma(self, sigma: ArrayLike) -> np.ndarray:
+        """Network time (fractional, not rounded) of noise level `sigma`."""
+        ...
+
+
 @dataclass(frozen=True)
 class VPSchedule:
     r"""Continuous variance-preserving schedule with linear :math:`\beta`.
 
     :math:`\bar\alpha(u) = \exp(-\tfrac12 \beta_d u^2 - \beta_{min} u)`, network time
     :math:`t = 999 u`. This is the schedule by which DAPS drives DDPM networks trained
-    with the linear 1e-4..0.02 table, and by which the bundled priors are trained.
+    with the linear 1e-4..0.02 table, and by which the bundled priors are trained.  The
+    table itself, ``TableSchedule(1e-4, 0.02, sqrt=False)``, has other times at the same
+    sigma: 999 at its end where this has 1002.4.
     """
 
     beta_min: float = 0.1
     beta_d: float = 19.9
+
+    @property
+    def last(self) -> float:
+        return 999.0
 
     def alpha_bar(self, t: ArrayLike) -> np.ndarray:
         """Signal variance left at network time `t` (0..999, fractions allowed)."""
@@ -93,6 +123,10 @@ class SqrtVPSchedule:
 
     beta_min: float = 0.85
     beta_max: float = 12.0
+
+    @property
+    def last(self) -> float:
+        return 999.0
 
     def _log(self, t: ArrayLike) -> np.ndarray:
         """-ln alpha_bar, without cancellation at small t."""
@@ -125,13 +159,18 @@ class TableSchedule:
 
     Network time `t` is the index of the table, 0..n - 1;
     :math:`\ln\bar\alpha` is linear in between.  Times and levels beyond the ends
-    are those of the ends: with the default 0 has sigma = 0.0388, 999 has 83.8.
+    are those of the ends: with the default 0 has sigma = 0.0388, 999 has 83.8.  Levels
+    of the table have whole times.
     """
 
     start: float = 0.0015
     end: float = 0.0195
     n: int = 1000
     sqrt: bool = True
+
+    @property
+    def last(self) -> float:
+        return self.n - 1.0
 
     @cached_property
     def _log(self) -> np.ndarray:
@@ -154,7 +193,14 @@ class TableSchedule:
     def t_of_sigma(self, sigma: ArrayLike) -> np.ndarray:
         """Network time (fractional, not rounded) of noise level `sigma`."""
         log = np.log1p(np.asarray(sigma, dtype=np.float64) ** 2)
-        return np.interp(log, self._log, np.arange(self.n))
+        t = np.interp(log, self._log, np.arange(self.n))
+        whole = np.rint(t)
+        # whatever sigma was rounded to: some networks take whole times alone
+        return np.where(np.abs(t - whole) < 1e-8, whole, t)
+
+
+#: Network times are 0..999.
+_TIMES = 1000
 
 
 def sigma_of(alpha_bar: float) -> float:
@@ -325,48 +371,83 @@ class DDIMGrid:
     sigma: np.ndarray
 
 
-def latent_grid(
-    steps: int, *, eta: float = 0.0, betas: np.ndarray | None = None
+def ddim_grid(
+    steps: int, *, eta: float = 0.0, schedule: Schedule | None = None
 ) -> DDIMGrid:
-    r"""Grid of the latent-diffusion samplers (LDM, PSLD, ReSample), ascending in time.
+    """`steps` network times evenly spaced from 0 to the last, 999, ascending.
 
-    With the stride :math:`c = \lfloor T / steps \rfloor` the times are 1, 1 + c, ...
-    below T + 1: :math:`\lceil T / c \rceil` of them, **more than asked for** unless
-    `steps` divides T.  The last step goes to :math:`\bar\alpha_0`, not to 1.
-    `steps` = T is the published patch of PSLD: times 1..T, but a = abar[i] at time
-    i + 1 and p = abar[i - 1], so that times and levels disagree by one.
+    From 1 where the schedule has no noise at 0, to the schedule's last time if that is
+    earlier; whole numbers where there are enough of them, as some networks know no
+    others.  Every step goes to the level before it and the first one to alpha_bar = 1.
 
     Parameters
     ----------
-    steps : int, 1..T
+    steps : int, 1..1000
+        At most as many as there are whole times.
     eta : float >= 0
-    betas : array, shape (T,)
-        Default: LDM's, ``beta_table(0.0015, 0.0195, sqrt=True)``.  The cumulative
-        product is rounded to float32, in which the models keep it.
+    schedule
+        Of the network; default `TableSchedule()`, latent diffusion's.
+    """
+    schedule = schedule or TableSchedule()
+    last = int(min(schedule.last, _TIMES - 1))
+    first = int(schedule.alpha_bar(0) == 1)
+    _check_count("ddim_grid: steps", steps, 1, last + 1)
+    times = np.linspace(last, first, steps)[::-1]
+    if steps <= last + 1 - first:
+        times = np.rint(times)
+    a = schedule.alpha_bar(times)
+    return _ddim(times, a, np.append(1.0, a[:-1]), eta)
+
+
+def latent_grid(
+    steps: int, *, eta: float = 0.0, schedule: Schedule | None = None
+) -> DDIMGrid:
+    r"""Grid of the released latent-diffusion samplers (LDM, PSLD, ReSample), ascending.
+
+    With the stride :math:`c = \lfloor 1000 / steps \rfloor` the times are 1, 1 + c, ...
+    up to 1000: :math:`\lceil 1000 / c \rceil` of them, **more than asked for** unless
+    `steps` divides 1000.  The first step of the grid goes to :math:`\bar\alpha_0`, not
+    to 1.  `steps` = 1000 is the published patch of PSLD: times 1..1000, but
+    a = abar[i] at time i + 1 and p = abar[i - 1], so that times and levels disagree by
+    one.
+
+    Parameters
+    ----------
+    steps : int, 1..1000
+    eta : float >= 0
+    schedule
+        Of the network; default `TableSchedule()`, latent diffusion's.  Its levels are
+        rounded to float32, in which the models keep them.
 
     Raises
     ------
     ValueError
-        Also when the grid would end at time T, which these codes cannot run.
+        Also when the grid would end at time 1000, which these codes cannot run, or
+        start at a level without noise.
     """
-    betas = beta_table(0.0015, 0.0195, sqrt=True) if betas is None else betas
-    abar = np.cumprod(1 - np.asarray(betas, dtype=np.float64))
-    abar = abar.astype(np.float32).astype(np.float64)
-    n = len(abar)
-    _check_count("latent_grid: steps", steps, 1, n)
-    if not 0 <= eta < np.inf:
-        raise ValueError(f"latent_grid: eta must be >= 0, got {eta}")
-
-    timesteps = np.arange(0, n, n // steps) + 1
-    index = timesteps - 1 if steps == n else timesteps
-    if index[-1] >= n:
+    _check_count("latent_grid: steps", steps, 1, _TIMES)
+    timesteps = np.arange(0, _TIMES, _TIMES // steps) + 1
+    index = timesteps - 1 if steps == _TIMES else timesteps
+    if index[-1] >= _TIMES:
         raise ValueError(
-            f"latent_grid: {steps} steps end at network time {n}, which has no entry "
-            f"in a table of {n}"
+            f"latent_grid: {steps} steps end at network time {_TIMES}, which has no "
+            f"entry in a table of {_TIMES}"
         )
+    abar = (schedule or TableSchedule()).alpha_bar(np.arange(_TIMES))
+    abar = abar.astype(np.float32).astype(np.float64)
     a = abar[index]
-    p = abar[np.append(0, index[:-1])]
-    return DDIMGrid(timesteps, a, p, eta * np.sqrt((1 - p) / (1 - a) * (1 - a / p)))
+    if a[0] == 1:
+        raise ValueError(
+            f"latent_grid: {steps} steps start at a level without noise of this "
+            "schedule"
+        )
+    return _ddim(timesteps, a, abar[np.append(0, index[:-1])], eta)
+
+
+def _ddim(times: np.ndarray, a: np.ndarray, p: np.ndarray, eta: float) -> DDIMGrid:
+    if not 0 <= eta < np.inf:
+        raise ValueError(f"a DDIM grid: eta must be >= 0, got {eta}")
+    return DDIMGrid(times, a, p, eta * np.sqrt((1 - p) / (1 - a) * (1 - a / p)))
 
 
 def layer_grid(

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffstategrad._options import is_int, is_real
-from diffstategrad._tensor import as_tensor, check_finite, dtype_name, prepare
+from diffstategrad._tensor import as_tensor, check_finite, dtype_name, placed, prepare
 from diffstategrad.config import published
 from diffstategrad.noise import NoiseSource, as_noise, content_keys
 from diffstategrad.operators.base import Operator
@@ -30,6 +30,7 @@ from diffstategrad.samplers import (
     as_sampler,
 )
 from diffstategrad.samplers.base import finite, square_norm
+from diffstategrad.samplers.residual import count, measured, relative
 
 __all__ = ["solve"]
 
@@ -89,13 +90,15 @@ def solve(
         Images in one network call; default 1.  More than one may change results in the
         last bits.
     device : optional
-        Where to run; the CPU.
+        Where to run; default that of y.  y and the prior's network are moved there, and
+        the images of the result stay there.  The noise is that of the CPU everywhere;
+        results agree up to rounding.
     dtype : optional
         float32 or float64; default that of y.
     callback : callable, optional
         Gets a `Level` after every level; the answer True stops the run.
     progress : bool, optional
-        Show a progress bar; default where somebody can see it.
+        Show a progress bar of the network calls; default where somebody can see it.
     **method_options
         Options of the method.  `task="super_resolution"` takes the published constants
         of that task, `preset="official"` the published code's slips too (see
@@ -127,16 +130,12 @@ def solve(
     for name, value in (("n_samples", n_samples), ("batch", batch)):
         if value is not None and not is_int(value, 1):
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    if device is not None and str(device).partition(":")[0] != "cpu":
-        raise ValueError(f"device must be the CPU, got {device}")
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {type(callback).__name__}")
     if dtype is not None:
         dtype_name(dtype)
         y = as_tensor(y, "y").to(dtype)
-    y = prepare(y, "y").clone()  # the Result keeps it
-    if y.device.type != "cpu":
-        raise ValueError(f"y must be on the CPU, got {y.device}")
+    y = placed(prepare(y, "y"), device).clone()  # the Result keeps it
     if len(y) == 0:
         raise ValueError("y is an empty batch")
     check_finite(y, "y")
@@ -153,6 +152,7 @@ def solve(
     prior = as_prior(prior)
     _check_space(sampler, prior)
     prior.check_shape(shape)
+    prior.to(y.device)
 
     state = prior.latent_shape(shape) if isinstance(prior, LatentPrior) else shape
 
@@ -182,23 +182,25 @@ def solve(
         "project": projector.spec() if projector else None,
         "sigma": float(sigma),
         "n_samples": n_samples,
+        "batch": network.batch,
         "seed": _seed_record(seed),
         "dtype": dtype_name(y.dtype),
     }
     check_record(spec)
     started = time.perf_counter()
-    report = _Report(problem, sampler.levels, callback, progress)
-    x = report.run(sampler, problem)
+    report = _Report(problem, sampler, callback, progress)
+    x = report.run(sampler, problem)  # waits for the device: it looks for NaN in x
     seconds = time.perf_counter() - started
 
     stacked = x.reshape(n_samples, b, *shape)
     apply = problem.outcome.apply or operator
     with torch.no_grad():
-        norms = square_norm(apply(x) - problem.y).sqrt()
-    residual = norms.reshape(n_samples, b) / (float(sigma) * math.sqrt(y[0].numel()))
+        weight = measured(operator, problem.y)
+        sqnorm = square_norm(weight * (apply(x) - problem.y))
+    residual = relative(sqnorm, count(weight), float(sigma)).reshape(n_samples, b)
     best = residual.nan_to_num(torch.inf).argmin(0)
     return Result(
-        x=stacked[best, torch.arange(b)].clone(),
+        x=stacked[best, torch.arange(b)],
         samples=stacked,
         y=y,
         residual=residual,
@@ -225,26 +227,36 @@ class _Report:
     def __init__(
         self,
         problem: Problem,
-        levels: int,
+        sampler: Sampler,
         callback: Callable[[Level], Any] | None,
         progress: bool | None,
     ):
         if progress is None:
             progress = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.callback, self.levels = callback, levels
-        self.step_option: str | None = None
-        self.scale = problem.sigma * math.sqrt(problem.y[0].numel())
+        self.callback, self.levels = callback, sampler.levels
+        self.step_option = sampler.step_to_lower
+        weight = measured(problem.operator, problem.y)
+        self.m, self.sigma = count(weight), problem.sigma
+        # what the lost entries add to the ||A(x) - y||^2 of every level
+        self.lost = square_norm((1 - weight) * problem.y).cpu()
         self.trace: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.diverged: set[int] = set()
         self.held: set[int] = set()  # of them, those with something to return
         # Index and estimate only: what else a level holds may go.
         self.last: tuple[int, Tensor] | None = None
-        self.bar = tqdm(total=levels, disable=not progress, leave=False)
+        # over the network calls, since a level may have thousands
+        self.by_level = not sampler.calls
+        self.bar = tqdm(
+            total=sampler.calls or sampler.levels,
+            unit="level" if self.by_level else "call",
+            disable=not progress,
+            leave=False,
+        )
+        problem.network.on_call = lambda calls: self.bar.update(calls - self.bar.n)
 
     def run(self, sampler: Sampler, problem: Problem) -> Tensor:
         """The sampler's result, or the last level's where the run was cut short."""
-        self.step_option = sampler.step_to_lower
         try:
             return self._ended(sampler.run(problem, self))
         except (_Stop, KeyboardInterrupt) as reason:
@@ -273,14 +285,17 @@ class _Report:
 
     def __call__(self, level: Level) -> None:
         self.last = (level.index, level.x0y)
-        self._note_divergence(level)
-        residual = level.sqnorm.nanmean().sqrt().item() / self.scale
+        sqnorm = level.sqnorm.cpu()  # another device is waited for here, once
+        self._note_divergence(level, sqnorm)
+        misfit = (sqnorm - self.lost).clamp_min(0).nanmean()
+        residual = relative(misfit, self.m, self.sigma).item()
         entry: dict[str, Any] = {"sigma": level.sigma, "residual": residual}
         if level.ranks is not None and level.kept is not None:
             entry["rank"] = _mean(level.ranks)
             entry["kept"] = _mean(level.kept)
         self.trace.append(entry)
-        self.bar.update()
+        if self.by_level:
+            self.bar.update()
         shown = {} if level.sigma is None else {"sigma": f"{level.sigma:.3g}"}
         self.bar.set_postfix({**shown, "residual": f"{residual:.3g}"})
         if self.callback is not None and self.callback(level) is True:
@@ -289,8 +304,8 @@ class _Report:
             )
             raise _Stop
 
-    def _note_divergence(self, level: Level) -> None:
-        bad = set(torch.nonzero(level.sqnorm.isnan()).flatten().tolist())
+    def _note_divergence(self, level: Level, sqnorm: Tensor) -> None:
+        bad = set(torch.nonzero(sqnorm.isnan()).flatten().tolist())
         new = sorted(bad - self.diverged)
         self.diverged |= bad
         where = f"level {level.index + 1}"
@@ -300,13 +315,13 @@ class _Report:
         blamed = [i for i in new if by_prior is not None and by_prior[i]]
         if blamed:
             self.warnings.append(
-                f"{len(blamed)} of {len(level.sqnorm)} runs diverged at {where}: the "
+                f"{len(blamed)} of {len(sqnorm)} runs diverged at {where}: the "
                 "prior gave images with NaN or infinite values"
             )
         if len(new) > len(blamed):
             advice = f"lower `{self.step_option}`" if self.step_option else "see sigma"
             self.warnings.append(
-                f"{len(new) - len(blamed)} of {len(level.sqnorm)} runs diverged at "
+                f"{len(new) - len(blamed)} of {len(sqnorm)} runs diverged at "
                 f"{where}: {advice}"
             )
         if level.held is not None:
@@ -314,10 +329,10 @@ class _Report:
             self.held.update(kept)
             if kept:
                 self.warnings.append(
-                    f"{len(kept)} of {len(level.sqnorm)} runs return what they had "
+                    f"{len(kept)} of {len(sqnorm)} runs return what they had "
                     f"chosen before they diverged at {where}"
                 )
-        if len(bad) == len(level.sqnorm):
+        if len(bad) == len(sqnorm):
             raise _Stop
 
 
@@ -379,9 +394,14 @@ def _seed_record(seed: Any) -> int | str:
 def _residual_warnings(residual: Tensor) -> list[str]:
     finite = residual[residual.isfinite()]
     low, high = _CONSISTENT
-    if finite.numel() and (finite.min() < low or finite.max() > high):
-        return [
-            f"residual {finite.min():.2f} to {finite.max():.2f}, far from 1: the "
-            "results do not agree with a measurement of this sigma"
-        ]
-    return []
+    found = []
+    if (finite > high).any():
+        found.append("do not agree with a measurement of this sigma")
+    if (finite < low).any():
+        found.append("follow the noise of the measurement")
+    if not found:
+        return []
+    return [
+        f"residual {finite.min():.2f} to {finite.max():.2f}, far from 1: results "
+        + " or ".join(found)
+    ]

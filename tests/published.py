@@ -8,7 +8,9 @@ toys below, given by formula:
   circle;
 - :math:`\epsilon(x) = \frac{\sqrt w}{q (1 - w) + w} x - c \sqrt{1 - w} \tanh(M S x)`
   with :math:`w = 1 - \bar\alpha(t)`: the optimal denoiser of a Gaussian of variance q
-  plus a bounded term.
+  plus a bounded term;
+- a decoder :math:`D(z) = d \tanh(M S\, up(z))` and an encoder
+  :math:`E(x) = e_1 M p + e_2 \tanh p` with p the mean of x over blocks.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+#: Numbers for the toys of other tests, by the names in `meta["toy"]`.
+TOY = {"m": (0.6, 0.3, 0.1), "q": 0.25, "c": 0.3, "dg": 1.1, "e1": 0.9, "e2": 0.2}
 
 
 class Recording:
@@ -149,7 +154,7 @@ class ToyNetwork:
 
     @staticmethod
     def smooth(x: Tensor) -> Tensor:
-        row = torch.tensor([0.25, 0.5, 0.25], dtype=x.dtype)
+        row = x.new_tensor([0.25, 0.5, 0.25])
         kernel = torch.outer(row, row).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(x, kernel, padding=1, groups=x.shape[1])
 
@@ -160,7 +165,44 @@ class ToyNetwork:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         u = t.reshape(-1, 1, 1, 1).to(x.dtype) / 999
         w = -torch.expm1(-(9.95 * u * u + 0.1 * u))
-        smooth = self.smooth(x)
+        return torch.cat([self.noise(x, w), torch.tanh(self.smooth(x))], 1)
+
+    def noise(self, x: Tensor, w: Tensor) -> Tensor:
+        """epsilon of x at w = 1 - alpha_bar."""
         gain = w.sqrt() / (self.q * (1 - w) + w)
-        eps = gain * x - self.c * (1 - w).sqrt() * torch.tanh(self.mixed(smooth))
-        return torch.cat([eps, torch.tanh(smooth)], 1)
+        bounded = torch.tanh(self.mixed(self.smooth(x)))
+        return gain * x - self.c * (1 - w).sqrt() * bounded
+
+
+class ToyLatentNetwork(ToyNetwork):
+    """The latent network of the recordings: noise alone, by latent diffusion's
+    schedule."""
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        u = t.reshape(-1, 1, 1, 1).to(z.dtype) / 999
+        a = 0.0015**0.5
+        d = 0.0195**0.5 - a
+        w = -torch.expm1(-1000 * ((a + u * d) ** 3 - a**3) / (3 * d))
+        return self.noise(z, w)
+
+
+class ToyAutoencoder:
+    """The decoder and encoder of the recordings, for latents of 3 or 4 channels."""
+
+    image_channels = 3
+    stochastic = False
+
+    def __init__(self, toy: dict[str, Any], stride: int, latent_channels: int = 3):
+        self.toy, self.stride, self.latent_channels = toy, stride, latent_channels
+        self.mixed, self.smooth = ToyNetwork(toy).mixed, ToyNetwork.smooth
+
+    def decode(self, z: Tensor, quantise: bool = True) -> Tensor:
+        up = z.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
+        return self.toy["dg"] * torch.tanh(self.mixed(self.smooth(up)))[:, :3]
+
+    def encode(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        blocks = F.avg_pool2d(x, self.stride)
+        z = self.toy["e1"] * self.mixed(blocks) + self.toy["e2"] * torch.tanh(blocks)
+        if self.latent_channels == 4:
+            z = torch.cat([z, 0.5 * z[:, :1] - 0.5 * z[:, 1:2]], 1)
+        return z

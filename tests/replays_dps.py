@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 from published import Recording, ToyNetwork
 from torch import Tensor
 
 import diffstategrad as dsg
 from diffstategrad import operators
+from diffstategrad._options import legacy_rng
 from diffstategrad.noise import PoissonNoise, ReplayNoise
 from diffstategrad.schedules import TableSchedule, ddpm_tables
 
@@ -35,6 +35,22 @@ def operator_of(z: Recording) -> operators.Operator:
     return operators.PhaseRetrieval(
         options["oversample"], rescale=False, resolution=256
     )
+
+
+def measurement_of(
+    z: Recording, operator: operators.Operator, draws: Iterator[Tensor]
+) -> tuple[Tensor, float]:
+    """y and sigma, after A(x) and y were compared."""
+    kind, parameters = z.meta["noise"]
+    clean, y = operator(z.tensor("x_true")), z.tensor("y")
+    z.close("y_clean", clean, atol=2e-6)
+    if kind == "gaussian":
+        sigma = parameters["sigma"]
+        z.close("y", clean + sigma * next(draws), atol=2e-6)
+        return y, sigma
+    noise = PoissonNoise(parameters["rate"])
+    z.close("y", noise(clean.double(), legacy_rng(z.meta["numpy_seed"])), atol=2e-6)
+    return y, 1.0  # the Poisson form has none
 
 
 def network_of(z: Recording) -> tuple[Callable[[Tensor, Tensor], Tensor], str]:
@@ -67,17 +83,7 @@ def options_of(meta: dict[str, Any]) -> dict[str, Any]:
 
 def replay_dps(z: Recording) -> None:
     meta, operator, draws = z.meta, operator_of(z), z.draws()
-    y = z.tensor("y")
-    clean = operator(z.tensor("x_true"))
-    z.close("y_clean", clean, atol=2e-6)
-    if meta["noise"][0] == "gaussian":
-        sigma = meta["noise"][1]["sigma"]
-        z.close("y", clean + sigma * next(draws), atol=2e-6)
-    else:
-        noise = PoissonNoise(meta["noise"][1]["rate"])
-        generator = np.random.RandomState(meta["numpy_seed"])
-        z.close("y", noise(clean.double(), generator), atol=2e-6)
-        sigma = 1.0  # the Poisson form has none
+    y, sigma = measurement_of(z, operator, draws)
     weight = (1 / y.abs()).mean().item() if meta["noise"][0] == "poisson" else 1.0
 
     distances, states = [], {}

@@ -139,6 +139,10 @@ def replay_dmplug(z: Recording) -> None:
         z.close(array, got[array], atol=bounds["atol"])
 
 
+#: Learning rates of what is not known.
+RATES = (("lr_K", "lr_kernel"), ("lrt", "lr_displacement"))
+
+
 def run_dmplug(
     z: Recording, y: Tensor, operator: operators.Operator, start: list[Tensor]
 ) -> dict[str, Any]:
@@ -179,8 +183,7 @@ def run_dmplug(
             steps=parameters["E"] + 1,
             optimizer="lbfgs" if "L-BFGS" in z.meta["solver"] else "adam",
             lr=parameters["lr_Z"],
-            lr_kernel=parameters.get("lr_K", 1.0),
-            lr_displacement=parameters.get("lrt", 1.0),
+            **{ours: parameters[name] for name, ours in RATES if name in parameters},
             stop="last",
         )
     with pytest.raises(ValueError, match="run out"):  # all draws were used

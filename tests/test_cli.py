@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -62,6 +63,21 @@ def test_solve_takes_the_published_constants_of_the_task(picture, tmp_path):
     assert method["lr"] == 1e-4 and method["tau"] == 0.01
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["bundled", "own"])
+def test_constants_of_a_task_give_way_to_options(picture, tmp_path, own):
+    task, saved = "inpaint_random", tmp_path / "x.safetensors"
+    if own:
+        path = Path(__file__).parent.parent / "configs" / "tasks" / f"{task}.yaml"
+        task = str(tmp_path / "mine.yaml")
+        Path(task).write_text(path.read_text())
+    out = str(tmp_path / "x.png")
+    arguments = ["solve", picture, "--task", task, "--out", out, "--save", str(saved)]
+    exact = ["--size", "16", "--steps", "2", "-O", "dynamics=exact"]
+    assert main([*arguments, *exact]) == 0
+    method = Result.load(saved).spec["method"]
+    assert method["dynamics"] == "exact" and "lr" not in method
+
+
 def test_solve_takes_a_measurement(picture, tmp_path, capsys):
     small = tmp_path / "y.png"
     with Image.open(picture) as image:
@@ -111,6 +127,7 @@ def failed(capsys, status):
         (["--size", "52"], "divisible by 16"),
         (["--n-samples", "0"], "n_samples"),
         (["--seed", "-1"], "seed"),
+        (["--device", "gpu"], "device gpu cannot be used: "),
         (["--save", "/no/such/folder/x"], "no folder to write"),
     ],
 )
@@ -190,6 +207,8 @@ def test_info_names_versions_and_libraries(capsys):
     for name in ("diffstategrad", "python", "torch", "numpy", "BLAS", "FFT", "threads"):
         assert any(line.startswith(name) for line in printed.splitlines()), name
     assert "leaves64" in printed
+    backend = os.environ.get("DSG_BACKEND") or "core"
+    assert f"backend        {backend}" in printed.splitlines()
 
 
 def test_the_command_is_installed():

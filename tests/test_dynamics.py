@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_daps import BLUR, FOREIGN, LOOPS, SIGMA, measured, solve, threads
+from test_daps import (
+    BLUR,
+    FOREIGN,
+    LOOPS,
+    PRIOR,
+    SHORT,
+    SIGMA,
+    measured,
+    solve,
+    threads,
+)
 
 import diffstategrad as dsg
 from diffstategrad import DAPS, StateProjector
@@ -225,7 +235,9 @@ def test_hmc_that_diverges_says_what_to_lower():
 @pytest.mark.parametrize("dynamics", ["langevin", "hmc", "mh"])
 def test_the_mean_as_centre_is_one_step_of_the_ode_of_2024(dynamics):
     y = measured(2)
-    mean = solve(y, centre="mean", dynamics=dynamics)
+    few = {name: value for name, value in SHORT.items() if name != "ode_steps"}
+    options = {"centre": "mean", "dynamics": dynamics, "progress": False, **few}
+    mean = dsg.solve(y, BLUR, PRIOR, sigma=SIGMA, **options)
     ode = solve(y, centre="ode", ode_steps=1, dynamics=dynamics)
     assert mean.nfe == ode.nfe == 4
     torch.testing.assert_close(mean.x, ode.x, rtol=0, atol=10 * LOOPS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import ToyNetwork
+from published import TOY, ToyAutoencoder, ToyNetwork
 
 import diffstategrad as dsg
 from diffstategrad import GaussianPrior, Result, StateProjector, config
@@ -20,12 +20,16 @@ from diffstategrad.operators import (
     Inpainting,
     PhaseRetrieval,
 )
-from diffstategrad.priors import NetworkPrior, Prior
+from diffstategrad.priors import LatentPrior, NetworkPrior, Prior, as_prior
 from diffstategrad.samplers import SAMPLERS, as_sampler, method_options
+from diffstategrad.schedules import VPSchedule
 
 SIGMA = 0.1
 SIZE = 8
 FIELD = GaussianPrior((3, SIZE, SIZE))
+#: For the methods that work on latents, those of the same images.
+LATENTS = GaussianPrior((3, SIZE // 2, SIZE // 2))
+AUTOENCODER = ToyAutoencoder(TOY, 2)
 
 #: Options that make a run of some milliseconds.
 QUICK = {
@@ -35,6 +39,13 @@ QUICK = {
     "sdedit": {"steps": 6, "start": 0.5, "repeats": 2},
     "score_ald": {"steps": 4, "inner": 2},
     "diffpir": {"steps": 4},
+    "latent_dps": {"steps": 4},
+    "psld": {"steps": 4, "omega": 0.1},
+    "resample": {
+        **{"steps": 6, "every": 1, "travel": 1},
+        **{"pixel_steps": 3, "latent_steps": 3},
+    },
+    "latent_daps": {"steps": 3, "langevin_steps": 3, "sigma_max": 5.0},
     "hqs": {"steps": 3},
     "admm": {"steps": 3},
     "hqs_tv": {"steps": 5, "prox_steps": 5, "searches": 3},
@@ -63,6 +74,25 @@ VARIANTS = {
     "score_ald-vp": ("score_ald", {"form": "vp"}),
     "score_ald-poster": ("score_ald", {"form": "poster", "zeta": 1e-3}),
     "diffpir-state": ("diffpir", {"last": "state", "guidance": 0.5}),
+    "latent_dps-gradient": ("latent_dps", {"norm": "gradient"}),
+    "latent_dps-poisson": ("latent_dps", {"likelihood": "poisson", "eta": 0.5}),
+    "latent_dps-resample": (
+        "latent_dps",
+        {"grid": "official", "scale_rule": "alpha_bar", "backprop_unet": False},
+    ),
+    "psld-official": ("psld", method_options("psld", preset="official") | {"steps": 4}),
+    "psld-poisson": ("psld", {"renoise": "poisson"}),
+    "psld-no-glue": ("psld", {"gamma": 0.0}),
+    "resample-official": (
+        "resample",
+        method_options("resample", preset="dsg_official")
+        | {"steps": 8, "every": 2, "travel": 2, "window": 1},
+    ),
+    "resample-own-ends": ("resample", {"tolerance": SIGMA, "pixel_steps": 100}),
+    "resample-not-last": ("resample", {"project_final": False, "eta": 0.5}),
+    "latent_daps-2024": ("latent_daps", {"version": "2024", "centre": "mean"}),
+    "latent_daps-hmc": ("latent_daps", {"dynamics": "hmc", "clamp": True}),
+    "latent_daps-mh": ("latent_daps", {"dynamics": "mh", "schedule": "official"}),
     "hqs-augment": ("hqs", {"augment": True}),
     "hqs_tv-coupled": ("hqs_tv", {"coupled": True, "lam": 2.0}),
     "admm_tv-splits": ("admm_tv", {"splits": 2}),
@@ -83,16 +113,37 @@ BLUR = LINEAR["blur"]
 
 #: Methods without random numbers once the guess is made.
 DETERMINISTIC = {"hqs", "admm", "hqs_tv", "admm_tv"}
+LATENT = {name for name, cls in SAMPLERS.items() if cls.latent}
 NO_PRIOR = {name for name, cls in SAMPLERS.items() if not cls.needs_prior}
 PROJECTED = {name for name, cls in SAMPLERS.items() if cls.projection is not None}
 #: Without a measurement gradient, unlike the method.
-UNPROJECTED = {"daps-mh", "daps-exact"} | {
+UNPROJECTED = {"daps-mh", "daps-exact", "latent_daps-mh"} | {
     variant for variant, (method, _) in VARIANTS.items() if method not in PROJECTED
 }
 WITH_PRIOR = sorted(set(QUICK) - NO_PRIOR)
 
 methods = pytest.mark.parametrize("method", QUICK)
 variants = pytest.mark.parametrize("variant", VARIANTS)
+
+
+def field(x):
+    """The field of images or of latents, by its size."""
+    return FIELD if x.shape[-1] == SIZE else LATENTS
+
+
+def prior_for(method, prior=FIELD):
+    """The prior as the method takes it."""
+    if prior is None or method not in LATENT:
+        return prior
+    return LatentPrior(LATENTS if prior is FIELD else as_prior(prior), AUTOENCODER)
+
+
+def without_formula(name, options, operator):
+    """Whether the method needs a linear operator, or has no formula for this one."""
+    adjoint = {"mcg": "onto", "psld": "glue"}.get(name)
+    if adjoint is None or operator.linear or options.get("gamma") == 0:
+        return False
+    return options.get(adjoint) != "official" or operator is OTHERS["phase"]
 
 
 class Counting(Prior):
@@ -106,7 +157,7 @@ class Counting(Prior):
 
     def denoise(self, x, sigma):
         self.calls += 1
-        return self.spoil(self.calls, FIELD.denoise(x, sigma))
+        return self.spoil(self.calls, field(x).denoise(x, sigma))
 
     def spec(self):
         return {"name": "counting"}
@@ -116,11 +167,20 @@ def measured(b=1, operator=BLUR, dtype=torch.float32):
     return operator.measure(FIELD.sample(b, seed=3).to(dtype), SIGMA, seed=4)
 
 
+def options_of(variant):
+    """The method's name and the variant's options, with those of QUICK that have an
+    effect beside them."""
+    name, more = VARIANTS[variant]
+    quick = QUICK[name]
+    idle = SAMPLERS[name].model_construct(**{**quick, **more}).idle
+    return name, {k: v for k, v in quick.items() if k not in idle} | more
+
+
 def solve(method, y=None, operator=BLUR, prior=FIELD, **options):
     y = measured(operator=operator) if y is None else y
-    name, more = VARIANTS[method]
-    options = {"sigma": SIGMA, "progress": False, **QUICK[name], **more, **options}
-    return dsg.solve(y, operator, prior, name, **options)
+    name, own = options_of(method)
+    options = {"sigma": SIGMA, "progress": False, **own, **options}
+    return dsg.solve(y, operator, prior_for(name, prior), name, **options)
 
 
 def test_every_method_is_listed_here():
@@ -133,12 +193,10 @@ def test_every_method_is_listed_here():
 @pytest.mark.parametrize("operator", OPERATORS)
 @variants
 def test_a_run_gives_finite_images_of_the_right_shape(variant, operator):
-    name, options = VARIANTS[variant]
+    name, options = options_of(variant)
     A = OPERATORS[operator]
-    if name == "mcg" and not A.linear and options.get("onto") != "official":
-        pytest.skip("needs a linear operator")
-    if variant == "mcg-official" and operator == "phase":
-        pytest.skip("has no formula for phase retrieval")
+    if without_formula(name, options, A):
+        pytest.skip("has no formula for this operator")
     y = measured(2, A)
     before, levels = y.clone(), []
     result = solve(variant, y, A, callback=levels.append)
@@ -146,38 +204,43 @@ def test_a_run_gives_finite_images_of_the_right_shape(variant, operator):
     assert result.x.isfinite().all() and result.residual.isfinite().all()
     assert torch.equal(y, before) and torch.equal(result.y, y)
     assert [level.index for level in levels] == list(range(len(result.trace)))
+    state = result.x.shape if name not in LATENT else (2, *LATENTS.shape)
     for level in levels:
-        assert level.xt.shape == level.x0hat.shape == level.x0y.shape == result.x.shape
+        assert level.xt.shape == state
+        assert level.x0hat.shape == level.x0y.shape == result.x.shape
         assert level.sqnorm.shape == (2,) and level.sqnorm.dtype == torch.float64
-    most = SAMPLERS[name](**{**QUICK[name], **options}).levels
-    assert 1 <= len(result.trace) <= most
+    assert 1 <= len(result.trace) <= SAMPLERS[name](**options).levels
     assert result.spec["method"]["name"] == name
 
 
-@pytest.mark.parametrize("method", ["dps", "mcg"])
+@pytest.mark.parametrize("method", ["dps", "mcg", "psld"])
 def test_the_official_preset_needs_no_learned_variance(method):
     assert solve(method, preset="official").x.isfinite().all()
 
 
 @pytest.mark.parametrize("method", WITH_PRIOR)
 def test_a_network_with_a_learned_variance_is_taken(method):
-    toy = ToyNetwork({"m": (0.6, 0.3, 0.1), "q": 0.25, "c": 0.3})
-    result = solve(method, prior=NetworkPrior(toy, channels=3))
+    result = solve(method, prior=NetworkPrior(ToyNetwork(TOY), channels=3))
     assert result.x.isfinite().all()
 
 
 @pytest.mark.parametrize("prediction", ["v", "start_x"])
 @pytest.mark.parametrize("method", WITH_PRIOR)
 def test_a_network_of_another_prediction_is_the_same_prior(method, prediction):
+    class Longer(VPSchedule):
+        last = 1003.0  # the highest level is at 1002.4
+
+    schedule = Longer()
+
     def network(kind):
         def predict(z, t):
-            ab = float(FIELD.schedule.alpha_bar(float(t[0])))
-            x0 = FIELD.estimate(z, ab)[0]
+            ab = float(schedule.alpha_bar(float(t[0])))
+            x0 = field(z).estimate(z, ab)[0]
             eps = (z - ab**0.5 * x0) / (1 - ab) ** 0.5
             v = ab**0.5 * eps - (1 - ab) ** 0.5 * x0
             return {"epsilon": eps, "v": v, "start_x": x0}[kind]
 
-        return NetworkPrior(predict, kind)
+        return NetworkPrior(predict, kind, schedule=schedule)
 
     y = measured(dtype=torch.float64)
     a, b = (solve(method, y, prior=network(k)).x for k in ("epsilon", prediction))
@@ -271,8 +334,8 @@ def test_a_batch_is_a_loop_bit_for_bit(variant, project):
 @methods
 def test_with_other_operators_too_a_batch_is_a_loop(method, operator):
     A = OPERATORS[operator]
-    if method == "mcg" and not A.linear:
-        pytest.skip("needs a linear operator")
+    if without_formula(method, {}, A):
+        pytest.skip("has no formula for this operator")
     y = measured(2, A)
     together = solve(method, y, A, seed=7)
     for i in range(2):
@@ -301,8 +364,8 @@ def test_a_projector_is_taken_or_refused_with_the_reason(method):
         return
     result = solve(method, project=StateProjector(0.5))
     assert not torch.equal(result.x, solve(method).x)
-    # rank 0 for a state that is 0
-    assert all(0 <= level["rank"] <= SIZE for level in result.trace)
+    # rank 0 for a state that is 0; none before the first projection
+    assert all(0 <= level.get("rank", 0) <= SIZE for level in result.trace)
     assert result.trace[-1]["rank"] >= 1
     assert result.spec["project"]["energy"] == 0.5
 
@@ -347,9 +410,13 @@ HUGE = {
     "daps": {"lr": 1e6, "langevin_steps": 30},
     "dps": {"scale": 1e30},
     "mcg": {"scale": 1e30},
+    "latent_dps": {"scale": 1e30},
+    "psld": {"mg_scale": 1e30},
     "score_ald": {"r": 1e30},
     "score_ald-normalised": {"r": 1e30},
     "score_ald-poster": {"zeta": 1e30},
+    "resample": {"scale": 1e30},
+    "latent_daps": {"lr": 1e6, "langevin_steps": 30},
     "dmplug": {"lr": 1e37, "layers": 10, "stop": "last"},
     "dmilo": {"lr": 1e37},
     "dmilo_pgd": {"lr": 1e37},
@@ -365,7 +432,7 @@ def test_every_method_with_a_step_size_is_driven_too_far():
 def test_divergence_is_told_with_its_level_and_what_to_lower(method):
     result = solve(method, measured(2), steps=50, **HUGE[method])
     assert result.x.isnan().all() and result.residual.isnan().all()
-    name, options = VARIANTS[method]
+    name, options = options_of(method)
     option = SAMPLERS[name](**options).step_to_lower
     assert option in HUGE[method]
     warning = result.warnings[0]
@@ -498,8 +565,12 @@ def test_what_a_method_cannot_solve_is_refused_before_the_first_call():
     phase = {"operator": OTHERS["phase"]}
     refused("mcg", ValueError, "needs a linear operator, got PhaseRetrieval", **phase)
     refused("mcg-official", ValueError, "no formula for measurements", **phase)
+    refused("psld", ValueError, "a linear operator, got PhaseRetrieval; gamma", **phase)
+    refused("psld-official", ValueError, "no formula for measurements", **phase)
     zeros = {"y": torch.zeros(1, 3, SIZE, SIZE)}
-    refused("dps-poisson", ValueError, "entries that are 0", **zeros)
+    for method in ("dps-poisson", "latent_dps-poisson"):
+        refused(method, ValueError, "entries that are 0", **zeros)
+    refused("psld-no-glue", ValueError, "gamma must be > 0", omega=0.0)
     for method in ("dps", "mcg", "score_ald-vp", "score_ald-poster"):
         for variance in ("learned", "learned_range"):
             refused(method, ValueError, "a learned variance", variance=variance)
@@ -507,10 +578,12 @@ def test_what_a_method_cannot_solve_is_refused_before_the_first_call():
         refused(method, ValueError, "keep_known is for inpainting", keep_known=True)
 
 
-@pytest.mark.parametrize("method", ["dps", "mcg", "dmplug", "dmilo", "dmilo_pgd"])
+@pytest.mark.parametrize(
+    "method", ["dps", "mcg", "latent_dps", "psld", "dmplug", "dmilo", "dmilo_pgd"]
+)
 def test_a_prior_without_derivatives_is_refused_where_they_are_needed(method):
     def prior(x, sigma):
-        return FIELD.denoise(x.detach(), sigma).numpy()
+        return field(x).denoise(x.detach(), sigma).numpy()
 
     with pytest.raises(TypeError, match="differentiates through the prior"):
         solve(method, prior=prior)
@@ -592,15 +665,14 @@ def test_a_result_is_saved_with_its_details(method, tmp_path):
     result.save(tmp_path / "r")
     again = Result.load(tmp_path / "r")
     assert torch.equal(again.x, result.x) and again.trace == result.trace
-    assert again.details == result.details and again.spec["method"] == {
-        "name": method,
-        **SAMPLERS[method](**QUICK[method]).model_dump(),
-    }
+    assert again.details == result.details
+    assert again.spec["method"] == SAMPLERS[method](**QUICK[method]).spec()
 
 
 @methods
 def test_a_configured_method_is_the_named_one_with_its_options(method):
     sampler = SAMPLERS[method](**QUICK[method])
     y = measured()
-    direct = dsg.solve(y, BLUR, FIELD, sampler, sigma=SIGMA, progress=False)
+    prior = prior_for(method)
+    direct = dsg.solve(y, BLUR, prior, sampler, sigma=SIGMA, progress=False)
     assert torch.equal(direct.x, solve(method, y).x)

@@ -405,3 +405,168 @@ def test_using_a_subspace_before_it_is_prepared_is_an_error():
     assert subspace.ranks is None and subspace.kept is None
     with pytest.raises(RuntimeError, match="before set-up"):
         subspace.apply(randn(1, 1, 2, 2))
+
+
+# ---- an optimiser that projects ----
+
+SHAPE = (2, 3, 8, 8)
+TARGET, BY = randn(*SHAPE, seed=3), state_of(*SHAPE)
+
+
+def variable():
+    return torch.zeros(SHAPE, dtype=torch.float64, requires_grad=True)
+
+
+def loss(x):
+    return (x - TARGET).square().sum() / 2
+
+
+def descend(optimizer, x, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(x).backward()
+        optimizer.step()
+    return x.detach()
+
+
+def by_hand(projector, steps, state=lambda k: BY, **options):
+    """The same by AdamW with what the projector gives for every gradient."""
+    x = variable()
+    optimizer = torch.optim.AdamW([x], **options)
+    for k in range(steps):
+        x.grad = projector(x.detach() - TARGET, state=state(k), iteration=k)
+        optimizer.step()
+    return x.detach()
+
+
+@pytest.mark.parametrize("subspace", ["state", "gradient", "random"])
+@pytest.mark.parametrize("period", [1, 3])
+def test_a_wrapped_optimizer_steps_along_projected_gradients(period, subspace):
+    projector = StateProjector(0.8, period=period, subspace=subspace)
+    x = variable()
+    optimizer = torch.optim.AdamW([x], lr=0.1)
+    assert projector.wrap(optimizer, state=BY) is optimizer
+    got = descend(optimizer, x, 7)
+    if subspace == "random":  # decomposed once: the draw of the first step
+        factors = projector.factors(BY)
+        projector = lambda g, state, iteration: (  # noqa: E731
+            g.clone() if iteration % period else factors.apply(g)
+        )
+    assert torch.equal(got, by_hand(projector, 7, lr=0.1))
+
+
+def test_a_fixed_state_is_decomposed_once_and_may_change_afterwards(monkeypatch):
+    calls = []
+    factors = StateProjector.factors
+    monkeypatch.setattr(
+        StateProjector,
+        "factors",
+        lambda self, state, **draw: calls.append(1) or factors(self, state, **draw),
+    )
+    x, state = variable(), BY.clone()
+    optimizer = StateProjector(0.8).wrap(torch.optim.AdamW([x], lr=0.1), state=state)
+    state.zero_()
+    got = descend(optimizer, x, 4)
+    assert len(calls) == 1
+    assert torch.equal(got, by_hand(StateProjector(0.8), 4, lr=0.1))
+
+
+def test_a_callable_gives_the_state_of_every_projection():
+    states = [state_of(*SHAPE, seed=k) for k in range(10, 17)]
+    given = iter(states[::3])  # at steps 0, 3 and 6
+    x, projector = variable(), StateProjector(0.8, period=3)
+    optimizer = torch.optim.AdamW([x], lr=0.1)
+    projector.wrap(optimizer, state=lambda: next(given))
+    got = descend(optimizer, x, 7)
+    assert next(given, None) is None
+    expected = by_hand(projector, 7, lambda k: states[k], lr=0.1)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["positional", "keyword"])
+def test_the_gradients_of_a_closure_are_projected(by_name):
+    x, projector = variable(), StateProjector(0.8)
+    optimizer = projector.wrap(torch.optim.LBFGS([x], lr=0.5, max_iter=6), state=BY)
+    evaluated = []
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(x)
+        value.backward()
+        evaluated.append(value.item())
+        return value
+
+    value = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+    assert value.item() == evaluated[0] > evaluated[-1] and len(evaluated) > 1
+    # every move is along a projected gradient, or a combination of such
+    moved = x.detach()
+    close(projector(moved, state=BY), moved, tolerance(SHAPE, torch.float64, 2.0**-5))
+    assert moved.abs().max() > 0.1
+
+
+def test_wrapping_again_replaces_the_state_and_counts_anew():
+    x, projector = variable(), StateProjector(0.8, period=2)
+    optimizer = torch.optim.AdamW([x], lr=0.1)
+    other = state_of(*SHAPE, seed=9)
+    projector.wrap(optimizer, state=other)
+    descend(optimizer, x, 1)
+    with torch.no_grad():
+        x.zero_()
+    optimizer.state.clear()
+    projector.wrap(optimizer, state=BY)
+    assert torch.equal(descend(optimizer, x, 4), by_hand(projector, 4, lr=0.1))
+
+
+def test_schedulers_saved_states_and_parameters_without_gradients_are_as_ever():
+    x, idle = variable(), variable()
+    optimizer = torch.optim.AdamW([x, idle], lr=0.1)
+    plain = torch.optim.AdamW([variable(), variable()], lr=0.1)
+    StateProjector(0.8).wrap(optimizer, state=BY)
+    assert optimizer.state_dict() == plain.state_dict()
+    assert len(optimizer.param_groups) == 1
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    descend(optimizer, x, 2)
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.05
+    assert idle.grad is None and not idle.any() and x.any()
+    optimizer.zero_grad()
+    assert x.grad is None
+
+
+def test_what_cannot_be_wrapped_is_refused_with_the_reason():
+    projector, x = StateProjector(), variable()
+    adam = torch.optim.AdamW([x])
+    with pytest.raises(TypeError, match=r"a torch\.optim\.Optimizer, got list"):
+        projector.wrap([x], state=BY)
+    with pytest.raises(TypeError, match="state must be a tensor or an array"):
+        projector.wrap(adam, state=None)
+    with pytest.raises(ValueError, match="state must have 4 axes"):
+        projector.wrap(adam, state=BY[0])
+    shapes = r"parameter of shape \(2, 3, 8, 8\), state has \(1, 3, 8, 8\)"
+    with pytest.raises(ValueError, match=shapes):
+        projector.wrap(adam, state=BY[:1])
+    with pytest.raises(TypeError, match="parameter and state must have one dtype"):
+        projector.wrap(adam, state=BY.float())
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        projector.wrap(adam, state=BY * torch.nan)
+    more = torch.optim.AdamW([x, torch.zeros(3, requires_grad=True)])
+    with pytest.raises(ValueError, match=r"parameter of shape \(3,\), state has"):
+        projector.wrap(more, state=BY)
+    # nothing hangs on one that was refused
+    assert torch.equal(descend(adam, x, 2), by_hand(lambda g, **_: g, 2))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_gradient_that_cannot_be_projected_is_refused_in_the_step(fixed):
+    x = variable()
+    state = BY if fixed else lambda: BY
+    optimizer = StateProjector().wrap(torch.optim.SGD([x], lr=1.0), state=state)
+    x.grad = torch.full(SHAPE, torch.nan, dtype=torch.float64)
+    with pytest.raises(ValueError, match="grad has 384 entries that are NaN"):
+        optimizer.step()
+    late = torch.zeros(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    optimizer.add_param_group({"params": late})
+    x.grad, late.grad = None, torch.ones_like(late)
+    with pytest.raises(ValueError, match=r"must have (one )?shape"):
+        optimizer.step()
+    assert not x.any() and not late.any()

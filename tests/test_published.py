@@ -17,8 +17,18 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from published import Recording, ToyNetwork, fill_by_formula, hash_unit
+from published import (
+    Recording,
+    ToyAutoencoder,
+    ToyLatentNetwork,
+    ToyNetwork,
+    fill_by_formula,
+    hash_unit,
+)
 from replays_dps import replay_dps
+from replays_latent import LATENT_INPUTS, replay_ldm_ddim, replay_psld
+from replays_net import NET_INPUTS, replay_net
+from replays_resample import RESAMPLE_INPUTS, replay_resample
 from replays_seeds import SEED_INPUTS, replay_dmilo, replay_dmplug
 
 import diffstategrad as dsg
@@ -27,6 +37,7 @@ from diffstategrad.models.kernel_wizard import KernelWizard
 from diffstategrad.noise import PoissonNoise, ReplayNoise
 from diffstategrad.operators.motion import motion_kernel
 from diffstategrad.operators.nonlinear import NonlinearBlur
+from diffstategrad.samplers.daps import Annealing
 
 BUNDLED = Path(__file__).parent / "data" / "golden"
 FOLDER = Path(os.environ.get("DSG_GOLDEN") or BUNDLED)
@@ -437,6 +448,18 @@ def recorded_operator(z: Recording) -> operators.Operator:
     pytest.skip(f"operator {name} is not built yet")
 
 
+def daps_prior(z: Recording) -> dsg.priors.Prior:
+    toy, channels = z.meta["toy"], z.meta["state_shape"][0]
+    factor = z.meta.get("latent_factor")
+    if factor is None:
+        return dsg.priors.NetworkPrior(ToyNetwork(toy), channels=channels)
+    schedule = schedules.TableSchedule()
+    return dsg.priors.LatentPrior(
+        dsg.priors.NetworkPrior(ToyLatentNetwork(toy), schedule=schedule),
+        ToyAutoencoder(toy, factor, channels),
+    )
+
+
 def replay_daps(z: Recording) -> None:
     meta = z.meta
     operator, draws = recorded_operator(z), z.draws()
@@ -447,36 +470,47 @@ def replay_daps(z: Recording) -> None:
     levels: dict[str, torch.Tensor] = {}
     sigmas = []
 
-    def keep(level) -> None:
-        sigmas.append(level.sigma)
-        for name in ("xt", "x0hat", "x0y"):
-            levels[f"{name}_{level.index:02d}"] = getattr(level, name).clone()
+    run = Annealing.run
 
-    version = meta["solver"].removeprefix("DAPS-")
-    channels = meta["state_shape"][0]
-    result = dsg.solve(
-        z.tensor("y"),
-        operator,
-        dsg.priors.NetworkPrior(ToyNetwork(meta["toy"]), "epsilon", channels=channels),
-        method="daps",
-        sigma=meta["sigma_y"],
-        seed=ReplayNoise(draws),
-        callback=keep,
-        progress=False,
-        version=version,
-        steps=meta["N"],
-        sigma_max=meta["sigma_max"],
-        sigma_min=meta["sigma_min"],
-        ode_steps=meta["n_ode"],
-        ode_sigma_min=meta["ode_sigma_min"],
-        dynamics=meta["mcmc"],
-        momentum=meta.get("momentum") or 0.0,
-        langevin_steps=meta["steps"],
-        lr=meta["lr"],
-        lr_min_ratio=meta["lr_min_ratio"],
-        tau=meta["tau"],
-        prior_score=meta["prior"],
-    )
+    def watched(sampler, problem, report):
+        """Levels as the loop has them: of latents, latents."""
+
+        def keep(level) -> None:
+            sigmas.append(level.sigma)
+            for name in ("xt", "x0hat", "x0y"):
+                levels[f"{name}_{level.index:02d}"] = getattr(level, name).clone()
+            report(level)
+
+        return run(sampler, problem, keep)
+
+    version = meta["solver"].rpartition("DAPS-")[2]
+    method, prior = "daps", daps_prior(z)
+    options = {"momentum": meta["momentum"]} if meta["mcmc"] == "hmc" else {}
+    if isinstance(prior, dsg.priors.LatentPrior):
+        method, options = "latent_daps", {**options, "preset": "official"}
+    with patch.object(Annealing, "run", watched):
+        result = dsg.solve(
+            z.tensor("y"),
+            operator,
+            prior,
+            method=method,
+            sigma=meta["sigma_y"],
+            seed=ReplayNoise(draws),
+            progress=False,
+            version=version,
+            steps=meta["N"],
+            sigma_max=meta["sigma_max"],
+            sigma_min=meta["sigma_min"],
+            ode_steps=meta["n_ode"],
+            ode_sigma_min=meta["ode_sigma_min"],
+            dynamics=meta["mcmc"],
+            langevin_steps=meta["steps"],
+            lr=meta["lr"],
+            lr_min_ratio=meta["lr_min_ratio"],
+            tau=meta["tau"],
+            prior_score=meta["prior"],
+            **options,
+        )
     assert next(draws, None) is None, "recorded draws are left over"
     rtol = 1e-12 if version == "2024" else 1e-6  # the later code keeps it in float32
     z.close("sigma_steps", [*sigmas, 0.0], rtol=rtol)
@@ -528,15 +562,14 @@ FAMILIES = {
     "daps25_mh": DAPS,
     "daps25_prior": DAPS,
     "dps": Family(replay_dps, ("x_true", "mask", "kernel", "noise_*")),
+    "psld": Family(replay_psld, LATENT_INPUTS),
+    "ldm_ddim": Family(replay_ldm_ddim, LATENT_INPUTS),
     "dmplug": Family(replay_dmplug, SEED_INPUTS),
     "dmilo": Family(replay_dmilo, SEED_INPUTS),
-    **dict.fromkeys(
-        (
-            *("daps25_latent", "dsg_resample"),
-            *("resample", "psld", "ldm_ddim", "net"),
-        ),
-        Family(),
-    ),
+    "resample": Family(replay_resample, RESAMPLE_INPUTS),
+    "dsg_resample": Family(replay_resample, RESAMPLE_INPUTS),
+    "daps25_latent": DAPS,
+    "net": Family(replay_net, NET_INPUTS),
 }
 
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from diffstategrad.priors import NetworkPrior
 from diffstategrad.schedules import (
     SqrtVPSchedule,
     TableSchedule,
@@ -10,10 +12,12 @@ from diffstategrad.schedules import (
     beta_table,
     daps_annealing,
     daps_ode,
+    ddim_grid,
     ddpm_tables,
     latent_grid,
     layer_grid,
     poly_grid,
+    sigma_of,
 )
 
 SCHEDULES = [VPSchedule(), SqrtVPSchedule()]
@@ -61,6 +65,66 @@ def test_table_schedule_is_its_table_and_stops_at_its_ends():
 def test_table_schedule_has_the_native_times_of_the_latent_models():
     t = TableSchedule().t_of_sigma([10, 3, 1, 0.3, 0.1])
     np.testing.assert_allclose(t, [736.8, 517.0, 254.0, 49.6, 5.5], atol=0.06)
+
+
+@pytest.mark.parametrize("steps", [7, 100, 1000])
+def test_levels_of_the_published_table_are_at_its_whole_times(steps):
+    schedule, tables = TableSchedule(1e-4, 0.02, sqrt=False), ddpm_tables(steps)
+    t = [schedule.t_of_sigma(sigma_of(float(ab))) for ab in tables.abar]
+    np.testing.assert_array_equal(t, tables.timesteps)
+    # the continuous schedule goes past the last
+    assert VPSchedule().t_of_sigma(sigma_of(float(tables.abar[-1]))) > 1002
+
+
+class Linear:
+    """A schedule of one's own: t is sigma."""
+
+    last = 80.0
+
+    def alpha_bar(self, t):
+        return 1 / (1 + np.square(t))
+
+    def sigma_of_t(self, t):
+        return np.asarray(t)
+
+    def t_of_sigma(self, sigma):
+        return np.asarray(sigma)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "spec"),
+    [
+        (None, {"type": "VPSchedule", "beta_min": 0.1, "beta_d": 19.9}),
+        (SqrtVPSchedule(), {"type": "SqrtVPSchedule"}),
+        (TableSchedule(n=500), {"type": "TableSchedule", "n": 500}),
+        (Linear(), {"type": "Linear"}),
+    ],
+    ids=["default", "sqrt", "table", "own"],
+)
+def test_a_network_takes_any_schedule_and_is_called_up_to_its_last_time(schedule, spec):
+    seen = []
+
+    def network(z, t):
+        seen.append(t.item())
+        return 0 * z
+
+    prior = NetworkPrior(network, schedule=schedule)
+    assert spec.items() <= prior.spec()["schedule"].items()
+    z = torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    last = {"Linear": 80.0, "TableSchedule": 499.0}.get(spec["type"], 999.0)
+    prior.denoise(z, 1e3)
+    prior.predict(z, 1e-6)
+    prior.estimate(z, 1e-6)
+    assert seen == [last] * 3
+    prior.denoise(z, 5.0)
+    assert seen[-1] == float(prior.schedule.t_of_sigma(5.0)) < last
+    assert prior.alpha_bar(seen[-1]) == pytest.approx(1 / 26, rel=1e-2)
+
+
+@pytest.mark.parametrize("schedule", [1000, VPSchedule], ids=["number", "class"])
+def test_what_is_no_schedule_is_refused(schedule):
+    with pytest.raises(TypeError, match="schedule must have last, alpha_bar"):
+        NetworkPrior(lambda z, t: z, schedule=schedule)
 
 
 def test_t_of_sigma_has_the_values_of_the_published_preconditioning():
@@ -147,6 +211,36 @@ def test_the_full_latent_grid_calls_the_network_one_time_late():
     assert grid.a[0] == grid.p[0] and grid.sigma[0] == 0
 
 
+def test_a_latent_grid_is_that_of_the_schedule_it_is_given():
+    grid = latent_grid(500, schedule=VPSchedule())  # which starts without noise
+    assert grid.p[0] == 1 and grid.a[0] == np.float32(VPSchedule().alpha_bar(1))
+    with pytest.raises(ValueError, match="1000 steps start at a level without noise"):
+        latent_grid(1000, schedule=VPSchedule())
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, TableSchedule()])
+@pytest.mark.parametrize("steps", [1, 2, 75, 1000])
+def test_an_even_grid_has_as_many_steps_as_asked_for_and_ends_clean(schedule, steps):
+    grid = ddim_grid(steps, eta=0.5, schedule=schedule)
+    table = isinstance(schedule, TableSchedule)
+    times, first = grid.timesteps, 0 if table else 1  # the others start without noise
+    assert len(times) == steps and times[-1] == 999
+    if steps > 1:
+        assert times[0] == first
+        stride = (999 - first) / (steps - 1)
+        np.testing.assert_allclose(np.diff(times), stride, atol=1)
+    assert (times % 1 == 0).all() == (table or steps < 1000)
+    np.testing.assert_array_equal(grid.a, schedule.alpha_bar(times))
+    np.testing.assert_array_equal(grid.p, [1, *grid.a[:-1]])
+    assert grid.sigma[0] == 0 and (grid.sigma[1:] > 0).all()
+    assert (grid.sigma**2 <= 1 - grid.p).all()
+
+
+def test_an_even_grid_stays_within_a_shorter_table():
+    grid = ddim_grid(3, schedule=TableSchedule(n=101))
+    np.testing.assert_array_equal(grid.timesteps, [0, 50, 100])
+
+
 def test_layer_grids_end_clean_or_at_the_first_entry_when_shifted():
     plain, shifted = layer_grid(3), layer_grid(3, shifted=True)
     np.testing.assert_array_equal(plain.timesteps, [666, 333, 0])
@@ -170,6 +264,8 @@ def test_layer_grids_end_clean_or_at_the_first_entry_when_shifted():
         (lambda: ddpm_tables(1), r"in 2\.\.1000, got 1"),
         (lambda: ddpm_tables(2, np.array([0.1, np.nan])), "betas must lie in"),
         (lambda: latent_grid(1001), r"in 1\.\.1000, got 1001"),
+        (lambda: ddim_grid(1001), r"in 1\.\.1000, got 1001"),
+        (lambda: ddim_grid(5, eta=-1), "eta must be >= 0, got -1"),
         (lambda: latent_grid(300), "300 steps end at network time 1000"),
         (lambda: latent_grid(50, eta=-1), "eta must be >= 0, got -1"),
         (lambda: layer_grid(0), r"in 1\.\.1000, got 0"),

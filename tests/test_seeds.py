@@ -30,7 +30,8 @@ from diffstategrad.operators import (
 from diffstategrad.priors import NetworkPrior, Prior
 from diffstategrad.samplers import DMILO, DMILOPGD
 from diffstategrad.samplers.generator import generator, layer
-from diffstategrad.samplers.selection import Selection, held_out, measured
+from diffstategrad.samplers.residual import measured
+from diffstategrad.samplers.selection import Iterates, Selection, held_out
 from diffstategrad.schedules import layer_grid
 
 EPS = 2.0**-52
@@ -249,7 +250,8 @@ def by_hand(z, nu, target, B, a, p, steps, lr, lr_nu, w_nu=0.1, w_z=1e-4):
 
 
 def time(a):
-    return float(TOY.schedule.t_of_sigma(((1 - a) / a) ** 0.5))
+    t = float(TOY.schedule.t_of_sigma(((1 - a) / a) ** 0.5))
+    return min(t, 999.0)  # the last time that a network knows
 
 
 @pytest.mark.parametrize("method", [DMILO, DMILOPGD])
@@ -573,6 +575,60 @@ def test_no_rule_needs_the_truth_and_es_wmv_not_even_the_noise():
     )
     assert torch.equal(quiet.x, loud.x)
     assert quiet.details["selection"]["index"] == loud.details["selection"]["index"]
+
+
+# ---- iterates for the oracle ----
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 8, 100])
+@pytest.mark.parametrize("n", [1, 2, 7, 40])
+def test_the_iterates_kept_are_evenly_spaced_from_the_first(most, n):
+    details = {}
+    iterates = Iterates(most, details)
+    for k in range(n):
+        iterates.add(torch.full((2, 1, 1, 1), float(k)))
+        kept = details["iterates"][:, 0, 0, 0, 0].tolist()
+        stride = int(kept[1]) if len(kept) > 1 else k + 1
+        assert kept == list(range(0, k + 1, stride))
+        # no fewer than half, unless there are no more
+        assert min(k + 1, (most + 1) // 2) <= len(kept) <= most
+    nothing = {}
+    Iterates(0, nothing).add(torch.zeros(1, 1, 1, 1))
+    assert not nothing
+
+
+@methods
+def test_the_oracle_among_iterates_is_in_the_score_alone(kind, tmp_path):
+    operator = OPERATORS["blur"]
+    y, x = made(operator, b=2), truth(2)
+    images = []
+
+    def keep(level):
+        images.append(level.x0hat.clone())
+
+    plain = run(kind, y, operator, n_samples=2)
+    assert "iterates" not in plain.details
+    assert "oracle_iterate_psnr" not in plain.score(x)
+    result = run(kind, y, operator, n_samples=2, keep=100, callback=keep)
+    assert torch.equal(result.x, plain.x)
+    kept = result.details["iterates"]
+    # of DMILO-PGD before and after a sweep
+    each = 2 if kind.startswith("pgd") else 1
+    assert kept.shape == (each * len(images), 4, 3, 8, 8)
+    assert kept.dtype == torch.float16
+    torch.testing.assert_close(
+        kept[each - 1 :: each].double(), torch.stack(images), rtol=2.0**-11, atol=1e-7
+    )
+    score = result.score(x)["oracle_iterate_psnr"]
+    psnr = [dsg.metrics.psnr(s, x) for image in images for s in image.split(2)]
+    # rounded to 11 bits
+    assert (score > torch.stack(psnr).amax(0) - 1e-2).all()
+
+    result.save(tmp_path / "r")
+    again = dsg.Result.load(tmp_path / "r")
+    assert torch.equal(again.score(x)["oracle_iterate_psnr"], score)
+    few = run(kind, y, operator, n_samples=2, keep=2).details["iterates"]
+    assert len(few) <= 2 and torch.equal(few[0], kept[0])
 
 
 # ---- what may not change a result ----

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import partial
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 import diffstategrad as dsg
 from diffstategrad import DAPS, GaussianPrior, Result, StateProjector
@@ -93,7 +96,7 @@ WRONG = {
     "y-meta": (
         {"y": image(1, 3, 12, 12).to("meta")},
         ValueError,
-        "y must be on the CPU, got meta",
+        "device meta cannot be used: it holds no values",
     ),
     "y-empty": ({"y": image(0, 3, 12, 12)}, ValueError, "y is an empty batch"),
     "y-nan": ({"y": with_nan()}, ValueError, "y has 2 entries that are NaN"),
@@ -144,9 +147,18 @@ WRONG = {
     "seed-large": ({"seed": 2**64}, ValueError, "seed must be in 0"),
     "seed-float": ({"seed": 1.0}, TypeError, "seed must be an int, got float"),
     "seed-none": ({"seed": None}, TypeError, "seed must be an int, got NoneType"),
-    "device-cuda": ({"device": "cuda"}, ValueError, "must be the CPU, got cuda"),
-    "device-object": ({"device": torch.device("meta")}, ValueError, "got meta"),
-    "device-nonsense": ({"device": "gpu:7"}, ValueError, "must be the CPU, got gpu:7"),
+    "device-that-is-not-there": (
+        {"device": "cuda:77"},
+        ValueError,
+        "device cuda:77 cannot be used: ",
+    ),
+    "device-object": (
+        {"device": torch.device("meta")},
+        ValueError,
+        "device meta cannot be used: it holds no values",
+    ),
+    "device-nonsense": ({"device": "gpu:7"}, ValueError, "device gpu:7 cannot be used"),
+    "device-number": ({"device": 1.5}, ValueError, "device 1.5 cannot be used"),
     "dtype-half": ({"dtype": torch.float16}, TypeError, "got torch.float16"),
     "dtype-text": ({"dtype": "float32"}, TypeError, "dtype must be float32 or"),
     "callback": ({"callback": 3}, TypeError, "callback must be callable, got int"),
@@ -198,6 +210,39 @@ def test_a_wrong_call_is_refused_before_the_first_network_call(wrong):
 def test_sigma_is_required():
     with pytest.raises(TypeError, match="sigma"):
         dsg.solve(measured(), BLUR, FIELD)
+
+
+class Module(torch.nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("prior", "name"),
+    [
+        (lambda x: x, r"<lambda>\(x\): too many positional"),
+        (lambda x, sigma, y: x, r"<lambda>\(x, sigma, y\): missing a required"),
+        (Module(), r"Module\(x\): too many"),
+        (GaussianPrior, "GaussianPrior"),
+    ],
+    ids=["one", "three", "module", "class"],
+)
+def test_a_prior_that_takes_something_else_is_told_what_a_prior_is(prior, name):
+    message = r"a prior must be a function \(x, sigma\) -> x0 of .* got .*"
+    with pytest.raises(TypeError, match=message + name):
+        solve(prior=prior)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        lambda *images: images[0] / 2,
+        lambda x, sigma, scale=2: x / scale,
+        torch.true_divide,  # says nothing of what it takes
+    ],
+)
+def test_a_prior_may_take_more_or_not_say_what_it_takes(prior):
+    assert solve(prior=prior).x.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -257,10 +302,11 @@ def test_gradients_are_not_recorded():
 
 
 def test_a_function_as_prior_is_named_in_the_spec():
-    assert CallablePrior(with_nan).spec() == {
-        "name": "callable",
-        "function": "with_nan",
-    }
+    def shrink(x, sigma):
+        return x / (1 + sigma**2)
+
+    name = shrink.__qualname__
+    assert CallablePrior(shrink).spec() == {"name": "callable", "function": name}
 
 
 def test_y_may_be_a_numpy_array_and_is_left_alone():
@@ -373,6 +419,20 @@ def test_a_progress_bar_is_shown_when_asked_for(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_progress_bar_counts_network_calls_between_levels_too(capsys):
+    seen = []
+
+    def prior(x, sigma):
+        seen.append(capsys.readouterr().err)
+        return FIELD.denoise(x, sigma)
+
+    with patch("diffstategrad.solve.tqdm", partial(tqdm, mininterval=0)):
+        solve(prior=prior, progress=True, steps=1, ode_steps=9)
+        assert "4/9 [" in "".join(seen[:5]) and "call" in seen[4]
+        solve(prior=None, method="hqs_tv", progress=True, lam=1.0)
+        assert "1/1 [" in capsys.readouterr().err
+
+
 def test_calls_are_counted_for_each_sample_of_each_image():
     prior = Counting()
     result = solve(measured(2), prior=prior, n_samples=3)
@@ -403,6 +463,38 @@ def test_the_truth_has_a_residual_of_about_one():
     residual = (BLUR(x) - y).flatten(1).norm(dim=1) / (SIGMA * y[0].numel() ** 0.5)
     # the norm of m standard normals over sqrt(m) is known to 1 / sqrt(2 m)
     assert (residual - 1).abs().max() < 5 / (2 * y[0].numel()) ** 0.5
+
+
+@pytest.mark.parametrize("blurred", [False, True])
+def test_lost_pixels_do_not_count_in_the_residual(blurred):
+    mask = Inpainting.random(12, missing=0.5, seed=1)
+    seen = torch.from_numpy(mask.mask.copy()).double()
+    A = mask @ BLUR if blurred else mask
+    y = measured(2, A)
+    y = torch.where(seen > 0, y, 1e3 * y)
+    sqnorms = []
+
+    def keep(level):
+        sqnorms.append((seen * (A(level.x0y) - y)).square().sum().item())
+
+    options = {"sigma": SIGMA, "steps": 2, "progress": False}
+    result = dsg.solve(y, A, FIELD, "hqs", callback=keep, **options)
+    m = 3 * seen.sum().item()
+    expected = (seen * (A(result.x) - y)).flatten(1).norm(dim=1) / (SIGMA * m**0.5)
+    torch.testing.assert_close(result.residual[0], expected, rtol=1e-12, atol=0)
+    # the squares of the lost pixels, 1e6 of the others, are added and taken off again
+    got = [level["residual"] for level in result.trace]
+    expected = [(square / (2 * m)) ** 0.5 / SIGMA for square in sqnorms]
+    assert got == pytest.approx(expected, rel=1e8 * 2.0**-52)
+
+
+def test_a_result_that_follows_the_noise_is_a_warning():
+    A = Inpainting.random(12, missing=0.5)
+    y = measured(1, A)
+    close = solve(y, A, lambda x, sigma: y, sigma=1.0, lr=1e-6)
+    assert (
+        "far from 1: results follow the noise of the measurement" in close.warnings[0]
+    )
 
 
 def test_a_residual_far_from_one_is_a_warning():
@@ -563,6 +655,7 @@ def test_a_saved_run_can_be_run_again_from_its_spec(operator, tmp_path):
         sigma=spec["sigma"],
         project=StateProjector(**spec["project"]),
         n_samples=spec["n_samples"],
+        batch=spec["batch"],
         seed=spec["seed"],
         progress=False,
         **method,

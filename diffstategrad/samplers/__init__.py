@@ -1,6 +1,7 @@
 """Methods that solve inverse problems.
 
-To add one: a file here with its options and its `run`, and its line in `SAMPLERS`.
+To add one: a file here with its options, what they need of each other (`needs`), its
+network calls and its `run`, and its line in `SAMPLERS`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from diffstategrad.samplers.diffpir import DiffPIR
 from diffstategrad.samplers.dmilo import DMILO, DMILOPGD
 from diffstategrad.samplers.dmplug import DMPlug
 from diffstategrad.samplers.dps import DPS, MCG
+from diffstategrad.samplers.latent_daps import LatentDAPS
+from diffstategrad.samplers.latent_dps import LatentDPS
 from diffstategrad.samplers.network import Network
+from diffstategrad.samplers.psld import PSLD
+from diffstategrad.samplers.resample import ReSample
 from diffstategrad.samplers.score_ald import ScoreALD
 from diffstategrad.samplers.sdedit import SDEdit
 from diffstategrad.samplers.splitting import ADMM, HQS
@@ -32,13 +37,17 @@ __all__ = [
     "HQS",
     "HQSTV",
     "MCG",
+    "PSLD",
     "SAMPLERS",
     "DMPlug",
     "DiffPIR",
     "Guide",
+    "LatentDAPS",
+    "LatentDPS",
     "Level",
     "Network",
     "Problem",
+    "ReSample",
     "SDEdit",
     "Sampler",
     "ScoreALD",
@@ -54,6 +63,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     cls.name: cls
     for cls in (
         *(DAPS, DPS, MCG, SDEdit, ScoreALD, DiffPIR),
+        *(LatentDPS, PSLD, ReSample, LatentDAPS),
         *(HQS, ADMM, HQSTV, ADMMTV),
         *(DMPlug, DMILO, DMILOPGD),
     )
@@ -78,6 +88,8 @@ def describe(method: str) -> str:
         "takes project=StateProjector(...)" if cls.projection else cls.no_projection
     )
     lines.append(f"  ({project})")
+    calls = cls().calls
+    lines.append(f"  ({calls} network calls for an image at the defaults, at most)")
     for kind, names in zip(("task", "preset"), published(method), strict=True):
         if names:
             lines.append(f"  constants for {kind}={', '.join(names)}")
@@ -110,7 +122,8 @@ def sampler_class(method: str) -> type[Sampler]:
 def method_options(
     method: str, task: str | None = None, *, preset: str | None = None
 ) -> dict[str, Any]:
-    """Published constants of a method, from ``configs/methods/``.
+    """Published constants of a method, from ``configs/methods/``, that have an effect
+    together.
 
     Parameters
     ----------
@@ -127,14 +140,26 @@ def method_options(
         For an unknown method or preset.
     """
     cls = sampler_class(method)
-    options = constants(method, task, preset=preset)
-    for option in options:
+    return _beside(cls, task, preset, {})
+
+
+def _beside(
+    cls: type[Sampler],
+    task: str | None,
+    preset: str | None,
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    """The options given, and those of the published constants that then have an
+    effect."""
+    file = constants(cls.name, task, preset=preset)
+    for option in file:
         if option not in cls.model_fields:
             raise ValueError(
-                f"{method}.yaml: {method} has no option {option!r}"
+                f"{cls.name}.yaml: {cls.name} has no option {option!r}"
                 f"{nearest(option, cls.model_fields)}"
             )
-    return options
+    idle = cls.model_construct(**{**file, **given}).idle
+    return {k: v for k, v in file.items() if k not in idle} | given
 
 
 def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
@@ -153,8 +178,11 @@ def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
     cls = sampler_class(method)
     options = dict(options)
     task, preset = options.pop("task", None), options.pop("preset", None)
-    if task is not None and task not in (known := {*tasks(), *published(method)[0]}):
-        raise ValueError(f"unknown task {task!r}{nearest(task, known)}")
+    # of a file of one's own no constants are known
+    if task is not None and not str(task).endswith((".yaml", ".yml")):
+        known = {*tasks(), *published(method)[0]}
+        if task not in known:
+            raise ValueError(f"unknown task {task!r}{nearest(task, known)}")
     if task is not None or preset is not None:
-        options = {**method_options(method, task, preset=preset), **options}
+        options = _beside(cls, task, preset, options)
     return cls(**options)

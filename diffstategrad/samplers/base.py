@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
 from diffstategrad._options import nearest
@@ -22,6 +22,7 @@ __all__ = [
     "LIMIT",
     "Guide",
     "Level",
+    "Needs",
     "Outcome",
     "PartGuide",
     "Problem",
@@ -95,8 +96,8 @@ class Level:
     xt : the state entering the level; a latent for a method that works there
     x0hat : the prior's estimate of the image
     x0y : the estimate after the data step: what an interrupted run returns
-    sqnorm : ||A(x) - y||^2 of every image, float64, as the last data step saw it; NaN
-        for an image that diverged
+    sqnorm : ||A(x) - y||^2 of every image over all of y, float64, as the last data step
+        saw it; NaN for an image that diverged
     ranks, kept : the projector's, per image and channel; None without one
     prior_failed : bool of every image, or None
         True where the prior's own estimate is not finite.
@@ -218,6 +219,10 @@ class Survivors:
         return values
 
 
+#: Option -> the ways for it to have an effect, each the values that other options have.
+Needs = Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]]
+
+
 class Sampler(BaseModel, ABC):
     """Base of all methods: a frozen set of options with a `run`."""
 
@@ -238,6 +243,9 @@ class Sampler(BaseModel, ABC):
     blind: ClassVar[bool] = False
     #: The option that sets the step size, for the warning of a run that diverges.
     step_option: ClassVar[str | None] = None
+    #: What other options must be for an option to have an effect; an option that is not
+    #: listed always has one.
+    needs: ClassVar[Needs] = {}
 
     def __init__(self, **options: Any) -> None:
         for option, value in options.items():
@@ -253,10 +261,43 @@ class Sampler(BaseModel, ABC):
             super().__init__(**options)
         except ValidationError as error:
             first = error.errors()[0]
-            where = next(iter(first["loc"]), "options")
+            if not first["loc"]:  # of several options together
+                raise ValueError(f"{self.name}: {first['ctx']['error']}") from None
             raise ValueError(
-                f"{self.name}: {where}: {first['msg']}, got {first['input']!r}"
+                f"{self.name}: {first['loc'][0]}: {first['msg']}, got "
+                f"{first['input']!r}"
             ) from None
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> Self:
+        """ValueError for an option that was given and does nothing."""
+        idle = self.idle & self.model_fields_set
+        for option, ways in self.needs.items():
+            if option not in idle or getattr(self, option) is None:
+                continue
+            others = dict.fromkeys(other for way in ways for other in way)
+            now = ", ".join(f"{other}={getattr(self, other)!r}" for other in others)
+            needed = "; or ".join(
+                " and ".join(
+                    f"{other}={' or '.join(map(repr, values))}"
+                    for other, values in way.items()
+                )
+                for way in ways
+            )
+            raise ValueError(f"{option} has no effect with {now}: it needs {needed}")
+        return self
+
+    @property
+    def idle(self) -> set[str]:
+        """Options that do nothing under the others."""
+        return {
+            option
+            for option, ways in self.needs.items()
+            if not any(
+                all(getattr(self, other) in values for other, values in way.items())
+                for way in ways
+            )
+        }
 
     @property
     def step_to_lower(self) -> str | None:
@@ -268,10 +309,15 @@ class Sampler(BaseModel, ABC):
     def levels(self) -> int:
         """How often `run` reports."""
 
+    @property
+    def calls(self) -> int:
+        """Network calls of a run for each image, at most."""
+        return self.levels
+
     @abstractmethod
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         """The restored images (B, C, H, W); calls `report` after every level."""
 
     def spec(self) -> dict[str, Any]:
-        """Name and options as JSON values."""
-        return {"name": self.name, **self.model_dump()}
+        """Name and options as JSON values; those without effect are left out."""
+        return {"name": self.name, **self.model_dump(exclude=self.idle)}

@@ -20,17 +20,19 @@ def conjugate_gradients(
     tolerance: float,
     iterations: int,
     precondition: Product = lambda v: v,
-) -> tuple[Tensor, int]:
-    """M z = b, every image apart, and the number of iterations of the longest.
+) -> tuple[Tensor, int, float]:
+    """M z = b, every image apart; the number of iterations of the longest, and the
+    largest residual, in the preconditioner's norm, relative to that of b.
 
-    An image stops at its tolerance, of the residual in the preconditioner's norm
-    relative to that of b, or where M shows that it is not positive.
+    An image stops where its residual reaches the tolerance, or where M shows that it is
+    not positive; the residual may have grown by then, and the best iterate counts.
     """
     z, r = torch.zeros_like(b), b
     p = precondition(r)
     square = dot(r, p)
     active = square > 0
-    goal = tolerance**2 * square
+    first, goal = square.where(active, 1), tolerance**2 * square
+    best, least = z, square
     count = 0
     while active.any() and count < iterations:
         count += 1
@@ -44,8 +46,12 @@ def conjugate_gradients(
         new = dot(r, s)
         p = s + column(torch.where(active, new / square, 0)).to(b) * p
         square = torch.where(active, new, square)
+        better = square < least
+        best = torch.where(column(better), z, best)
+        least = torch.where(better, square, least)
         active = active & (new > goal)
-    return z, count
+    worst = (least / first).nan_to_num(0).clamp_min(0).amax()
+    return best, count, worst.item() ** 0.5
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -45,44 +45,50 @@ from torch import Tensor
 
 from diffstategrad._backend import backend
 from diffstategrad.projection import StateProjector, Subspace
-from diffstategrad.samplers.base import Level, Problem, Sampler, Survivors
+from diffstategrad.samplers.base import Level, Needs, Problem, Sampler, Survivors
 from diffstategrad.samplers.dynamics import Chain, hmc, langevin, metropolis
 from diffstategrad.samplers.exact import Covariance, ExactDraw
 from diffstategrad.schedules import daps_annealing, daps_ode
 
-__all__ = ["DAPS"]
+__all__ = ["DAPS", "Annealing"]
 
-
-class DAPS(Sampler):
-    """Decoupled annealing; defaults as published for Gaussian deblurring."""
-
-    name: ClassVar[str] = "daps"
-    projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
-    step_option: ClassVar[str | None] = "lr"
-
-    version: Annotated[Literal["2024", "2025"], BeforeValidator(str)] = Field(
-        "2024", description="generation of the published code"
-    )
-    steps: int = Field(200, ge=1, description="annealing levels N")
-    centre: Literal["auto", "ode", "mean"] = Field(
-        "auto",
-        description="the estimate of a level: end of the ODE, or the denoiser's mean, "
-        "one network call; auto is the mean for exact draws, else the ODE",
-    )
-    ode_steps: int = Field(
-        5,
+# Options whose defaults depend on the space.
+Version = Annotated[
+    Literal["2024", "2025"],
+    BeforeValidator(str),
+    Field(description="generation of the published code"),
+]
+Levels = Annotated[int, Field(ge=1, description="annealing levels N")]
+EulerSteps = Annotated[
+    int,
+    Field(
         ge=1,
         description="Euler steps n of the probability-flow ODE, one network call each; "
         "1 in the 2024 form is the denoiser's mean",
-    )
-    sigma_max: float = Field(100.0, gt=0, description="first noise level")
+    ),
+]
+First = Annotated[float, Field(gt=0, description="first noise level")]
+LastOfODE = Annotated[float, Field(gt=0, description="last noise level of the ODE")]
+
+
+class Annealing(Sampler):
+    """Decoupled annealing of whatever state a subclass gives it."""
+
+    projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
+    step_option: ClassVar[str | None] = "lr"
+    needs: ClassVar[Needs] = {
+        "momentum": ({"dynamics": ("hmc",)},),
+        "project_noise": ({"dynamics": ("langevin", "hmc")},),
+    }
+
+    version: Version
+    steps: Levels
+    centre: str
+    ode_steps: EulerSteps
+    sigma_max: First
     sigma_min: float = Field(0.1, gt=0, description="last noise level")
-    ode_sigma_min: float = Field(0.01, gt=0, description="last noise level of the ODE")
-    dynamics: Literal["langevin", "hmc", "mh", "exact"] = Field(
-        "langevin",
-        description="how a level is drawn: Langevin, damped Hamiltonian or "
-        "Metropolis-Hastings steps, or exactly",
-    )
+    ode_sigma_min: LastOfODE
+    dynamics: str
     langevin_steps: int = Field(
         100, ge=1, description="steps of Langevin, hmc or mh a level"
     )
@@ -99,8 +105,7 @@ class DAPS(Sampler):
     tau: float = Field(
         0.01,
         gt=0,
-        description="noise level of the likelihood; published: 0.01 whatever y has; "
-        "exact draws take that of y",
+        description="noise level of the likelihood; published: 0.01 whatever y has",
     )
     prior_score: Literal["gaussian", "score-min", "score-t", "exact"] = Field(
         "gaussian",
@@ -110,48 +115,48 @@ class DAPS(Sampler):
     project_noise: bool = Field(
         False, description="project the noise of the steps too, hmc's velocity with it"
     )
-    covariance: Covariance = Field(
-        "spectral",
-        description="exact: spread of the image about the estimate, see exact.py",
-    )
-    signal_std: float | None = Field(
-        None, gt=0, description="capped: s; measured on the prior where not given"
-    )
 
     @model_validator(mode="after")
-    def _fits(self) -> DAPS:
-        if not self.ode_sigma_min <= self.sigma_min < self.sigma_max:
+    def _fits(self) -> Self:
+        ode = 0.0 if "ode_sigma_min" in self.idle else self.ode_sigma_min
+        if not ode <= self.sigma_min < self.sigma_max:
             raise ValueError(
                 "levels must satisfy ode_sigma_min <= sigma_min < sigma_max, got "
                 f"{self.ode_sigma_min}, {self.sigma_min}, {self.sigma_max}"
             )
-        steps = self.dynamics in ("langevin", "hmc")
-        if self.prior_score != "gaussian" and self.dynamics == "exact":
-            raise ValueError(f"exact draws take no prior_score={self.prior_score!r}")
-        if self.prior_score == "exact" and not steps:
+        if self.prior_score == "exact" and self.dynamics == "mh":
             raise ValueError("prior_score='exact' needs langevin or hmc steps")
-        if self.project_noise and not steps:
-            raise ValueError("project_noise needs langevin or hmc steps")
         return self
-
-    @property
-    def step_to_lower(self) -> str | None:
-        return None if self.dynamics == "exact" else "lr"
 
     @property
     def levels(self) -> int:
         return self.steps
 
+    @property
+    def calls(self) -> int:
+        level = 1 if self._by_mean else self.ode_steps
+        level += {"gaussian": 0, "exact": self.langevin_steps}.get(self.prior_score, 1)
+        return self.steps * level
+
+    @property
+    def _by_mean(self) -> bool:
+        """Whether a level's estimate is the denoiser's mean."""
+        return self.centre == "mean"
+
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         if problem.projector and self.dynamics in ("mh", "exact"):
             raise ValueError(
-                f"daps with dynamics={self.dynamics!r} takes no projector: it has no "
-                "measurement gradient"
+                f"{self.name} with dynamics={self.dynamics!r} takes no projector: it "
+                "has no measurement gradient"
+            )
+        if self.project_noise and problem.projector is None:
+            raise ValueError(
+                f"{self.name}: project_noise has no effect with project=None"
             )
         sigmas = daps_annealing(
             self.version, self.steps, self.sigma_max, self.sigma_min
         )
-        draw = self._exact(problem) if self.dynamics == "exact" else None
+        draw = self._exact(problem)
         alive = Survivors(len(problem.start))
         xt = float(sigmas[0]) * problem.noise.normal(problem.start)
 
@@ -182,26 +187,21 @@ class DAPS(Sampler):
 
         return alive.mark(xt)
 
-    def _exact(self, problem: Problem) -> ExactDraw:
-        draw = ExactDraw(problem, self.covariance, self.signal_std)
-        details = problem.outcome.details
-        if self.covariance == "capped":
-            details["signal_std"] = draw.std
-        details["cg_iterations"] = draw.iterations
-        details["calls_for_spectrum"] = draw.spectrum_calls
-        if self.covariance == "tweedie":
-            details["vjps"] = draw.vjps
-        return draw
+    def _exact(self, problem: Problem) -> ExactDraw | None:
+        """What draws a level at once, instead of the steps."""
+        return None
+
+    def _denoise(self, problem: Problem, x: Tensor, sigma: float) -> Tensor:
+        return problem.network.denoise(x, sigma)
 
     def _estimate(self, problem: Problem, xt: Tensor, sigma: float) -> Tensor:
         """x0hat: the probability-flow ODE from (xt, sigma), Euler steps; or D."""
-        auto = "mean" if self.dynamics == "exact" else "ode"
-        if (auto if self.centre == "auto" else self.centre) == "mean":
-            return problem.network.denoise(xt, sigma)
+        if self._by_mean:
+            return self._denoise(problem, xt, sigma)
         x = xt.clone()
         grid = daps_ode(self.version, sigma, self.ode_steps, self.ode_sigma_min)
         for s, s_next in pairwise(map(float, grid)):
-            backend(x.device).euler_step(x, problem.network.denoise(x, s), s, s_next)
+            backend(x.device).euler_step(x, self._denoise(problem, x, s), s, s_next)
         return x
 
     def _subspace(self, problem: Problem, x0hat: Tensor, level: int) -> Subspace | None:
@@ -220,11 +220,11 @@ class DAPS(Sampler):
         """
         s = self.ode_sigma_min
         if self.prior_score == "score-t":
-            return problem.network.denoise(xt, sigma)
+            return self._denoise(problem, xt, sigma)
         if self.prior_score == "score-min":
-            return xt + (sigma / s) ** 2 * (problem.network.denoise(x0hat, s) - x0hat)
+            return xt + (sigma / s) ** 2 * (self._denoise(problem, x0hat, s) - x0hat)
         if self.prior_score == "exact":
-            return xt + (sigma / s) ** 2 * (problem.network.denoise(x, s) - x)
+            return xt + (sigma / s) ** 2 * (self._denoise(problem, x, s) - x)
         return x0hat
 
     def _chain(
@@ -259,3 +259,74 @@ class DAPS(Sampler):
             rates.append(taken.tolist())
             return x0y, sqnorm
         return langevin(chain)
+
+
+_CHAIN = {"dynamics": ("langevin", "hmc", "mh")}
+_ODE = ({"centre": ("ode",)}, {"centre": ("auto",), **_CHAIN})
+
+
+class DAPS(Annealing):
+    """Decoupled annealing; defaults as published for Gaussian deblurring."""
+
+    name: ClassVar[str] = "daps"
+    needs: ClassVar[Needs] = {
+        **Annealing.needs,
+        "ode_steps": _ODE,
+        "ode_sigma_min": (*_ODE, {**_CHAIN, "prior_score": ("score-min", "exact")}),
+        **dict.fromkeys(
+            ("langevin_steps", "lr", "lr_min_ratio", "tau", "prior_score"), (_CHAIN,)
+        ),
+        "covariance": ({"dynamics": ("exact",)},),
+        "signal_std": ({"dynamics": ("exact",), "covariance": ("capped",)},),
+    }
+
+    version: Version = "2024"
+    steps: Levels = 200
+    centre: Literal["auto", "ode", "mean"] = Field(
+        "auto",
+        description="the estimate of a level: end of the ODE, or the denoiser's mean, "
+        "one network call; auto is the mean for exact draws, else the ODE",
+    )
+    ode_steps: EulerSteps = 5
+    sigma_max: First = 100.0
+    ode_sigma_min: LastOfODE = 0.01
+    dynamics: Literal["langevin", "hmc", "mh", "exact"] = Field(
+        "langevin",
+        description="how a level is drawn: Langevin, damped Hamiltonian or "
+        "Metropolis-Hastings steps, or exactly",
+    )
+    covariance: Covariance = Field(
+        "spectral",
+        description="exact: spread of the image about the estimate, see exact.py",
+    )
+    signal_std: float | None = Field(
+        None, gt=0, description="capped: s; measured on the prior where not given"
+    )
+
+    @property
+    def step_to_lower(self) -> str | None:
+        return None if self.dynamics == "exact" else "lr"
+
+    @property
+    def calls(self) -> int:
+        vjps = self.dynamics == "exact" and self.covariance == "tweedie"
+        return super().calls + (self.steps if vjps else 0)
+
+    @property
+    def _by_mean(self) -> bool:
+        auto = "mean" if self.dynamics == "exact" else "ode"
+        return (auto if self.centre == "auto" else self.centre) == "mean"
+
+    def _exact(self, problem: Problem) -> ExactDraw | None:
+        if self.dynamics != "exact":
+            return None
+        draw = ExactDraw(problem, self.covariance, self.signal_std)
+        details = problem.outcome.details
+        if self.covariance == "capped":
+            details["signal_std"] = draw.std
+        details["cg_iterations"] = draw.iterations
+        details["cg_residuals"] = draw.residuals
+        details["calls_for_spectrum"] = draw.spectrum_calls
+        if self.covariance == "tweedie":
+            details["vjps"] = draw.vjps
+        return draw

@@ -65,7 +65,7 @@ def _gauss_newton(
         def product(p: Tensor, x: Tensor = x) -> Tensor:
             return operator.vjp(x, operator.jvp(x, p)) + rho * p
 
-        d, _ = conjugate_gradients(
+        d, *_ = conjugate_gradients(
             product, rho * (v - x) - gradient, tolerance=1e-3, iterations=20
         )
         for halvings in range(10):
@@ -128,7 +128,7 @@ def harmonic_fill(y: Tensor, mask: Tensor) -> Tensor:
         return hole * differences_adjoint(differences(u))
 
     known = mask * y
-    filled, _ = conjugate_gradients(
+    filled, *_ = conjugate_gradients(
         laplace, -laplace(known), tolerance=1e-4, iterations=4 * max(y.shape[2:])
     )
     return known + filled

@@ -38,6 +38,7 @@ from diffstategrad._backend import backend
 from diffstategrad.projection import StateProjector
 from diffstategrad.samplers.base import (
     Level,
+    Needs,
     PartGuide,
     Problem,
     Sampler,
@@ -46,7 +47,7 @@ from diffstategrad.samplers.base import (
     square_norm,
 )
 from diffstategrad.samplers.generator import layer
-from diffstategrad.samplers.selection import Selection, held_out
+from diffstategrad.samplers.selection import Iterates, Selection, held_out
 from diffstategrad.schedules import layer_grid
 
 __all__ = ["DMILO", "DMILOPGD"]
@@ -58,6 +59,7 @@ class DMILO(Sampler):
     name: ClassVar[str] = "dmilo"
     projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
     step_option: ClassVar[str | None] = "lr"
+    needs: ClassVar[Needs] = {"tau": ({"stop": ("discrepancy",)},)}
 
     steps: int = Field(5, ge=1, description="outer rounds T")
     inner: int = Field(200, ge=1, description="Adam steps a layer and round, J")
@@ -70,10 +72,19 @@ class DMILO(Sampler):
         "last", description="which round is returned"
     )
     tau: float = Field(1.05, gt=0, description="residual at which discrepancy stops")
+    keep: int = Field(
+        0,
+        ge=0,
+        description="iterates kept for the oracle of Result.score, evenly spaced",
+    )
 
     @property
     def levels(self) -> int:
         return self.steps
+
+    @property
+    def calls(self) -> int:
+        return self.layers * (1 + self.steps * (self.inner + 1))
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         sweep = _Sweep(self, problem)
@@ -107,6 +118,7 @@ class DMILO(Sampler):
     ) -> None:
         """A round has ended."""
         sweep.alive.check(sweep.image)
+        sweep.iterates.add(sweep.image)
         predicted = sweep.alive.mark(problem.operator(sweep.image))
         selection.update(outer, sweep.image, predicted)
         selection.lose(sweep.alive.diverged)
@@ -151,6 +163,7 @@ class DMILOPGD(DMILO):
         for outer in range(self.steps):
             seed = sweep.states[0]
             image = self._data(problem, sweep, image, outer)
+            sweep.iterates.add(image)
             self._before(outer, image)
             sweep.run(outer, problem.operator(image), measured=False)
             self._tell(problem, report, sweep, selection, outer, seed)
@@ -189,6 +202,7 @@ class _Sweep:
         self.options, self.problem = options, problem
         self.guide = PartGuide(problem.projector, len(problem.start))
         self.alive = Survivors(len(problem.start))
+        self.iterates = Iterates(options.keep, problem.outcome.details)
         self.prior_failed = torch.zeros(len(problem.start), dtype=torch.bool)
         grid = layer_grid(options.layers, shifted=True)
         self.pairs = list(zip(map(float, grid.a), map(float, grid.p), strict=True))

@@ -28,11 +28,13 @@ from pydantic import Field
 from torch import Tensor
 
 from diffstategrad._backend import backend
+from diffstategrad._tensor import in_full
 from diffstategrad.operators import BlindOperator
 from diffstategrad.projection import StateProjector
 from diffstategrad.samplers.base import (
     LIMIT,
     Level,
+    Needs,
     PartGuide,
     Problem,
     Sampler,
@@ -41,7 +43,7 @@ from diffstategrad.samplers.base import (
     square_norm,
 )
 from diffstategrad.samplers.generator import generator
-from diffstategrad.samplers.selection import Rule, Selection, held_out
+from diffstategrad.samplers.selection import Iterates, Rule, Selection, held_out
 from diffstategrad.schedules import layer_grid
 
 __all__ = ["DMPlug"]
@@ -54,6 +56,12 @@ class DMPlug(Sampler):
     projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
     step_option: ClassVar[str | None] = "lr"
     blind: ClassVar[bool] = True
+    needs: ClassVar[Needs] = {
+        "lr_kernel": ({"optimizer": ("adam",)},),
+        "lr_displacement": ({"optimizer": ("adam",)},),
+        "tau": ({"stop": ("discrepancy",)},),
+        "patience": ({"stop": ("es_wmv",)},),
+    }
 
     steps: int = Field(5000, ge=1, description="iterations E (L-BFGS: outer ones)")
     layers: int = Field(3, ge=1, le=1000, description="DDIM steps N")
@@ -75,10 +83,20 @@ class DMPlug(Sampler):
     stop: Rule = Field("discrepancy", description="which iterate is returned")
     tau: float = Field(1.0, gt=0, description="residual at which discrepancy stops")
     patience: int = Field(1000, ge=1, description="of es_wmv, in iterations")
+    keep: int = Field(
+        0,
+        ge=0,
+        description="iterates kept for the oracle of Result.score, evenly spaced",
+    )
 
     @property
     def levels(self) -> int:
         return self.steps
+
+    @property
+    def calls(self) -> int:
+        evaluations = 1 if self.optimizer == "adam" else 20
+        return self.steps * evaluations * self.layers
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         fit = _Fit(self, problem)
@@ -91,6 +109,7 @@ class DMPlug(Sampler):
             holdout=fit.holdout,
         )
         problem.outcome.details["selection"] = selection.details
+        iterates = Iterates(self.keep, problem.outcome.details)
         step = fit.adam_step if self.optimizer == "adam" else fit.lbfgs_step
 
         for k in range(self.steps):
@@ -98,6 +117,7 @@ class DMPlug(Sampler):
             # of a seed beyond it the step is to blame, not the prior
             plausible = (seed.abs() <= LIMIT).flatten(1).all(1)
             iterate = step(k)
+            iterates.add(iterate.x)
             taken = selection.update(k, iterate.x, iterate.predicted)
             fit.keep_unknowns(taken, iterate)
             selection.lose(fit.alive.diverged)
@@ -166,6 +186,13 @@ class _Fit:
             self.variables |= {name: value.clone() for name, value in unknowns.items()}
             self.found = {name: value.clone() for name, value in unknowns.items()}
             problem.outcome.apply = lambda x: operator.apply(x, self.found)
+        for name in sorted(self.rates.keys() - self.variables.keys()):
+            option = f"lr_{name}"
+            if getattr(options, option) != type(options).model_fields[option].default:
+                raise ValueError(
+                    f"dmplug: {option} has no effect with {type(operator).__name__}, "
+                    f"which has no unknown {name}"
+                )
         self.moments = {
             name: (torch.zeros_like(value), torch.zeros_like(value))
             for name, value in self.variables.items()
@@ -222,7 +249,7 @@ class _Fit:
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """A(x), and the gradient of the loss in x and in the unknowns."""
         operator = self.problem.operator
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), in_full(x.device):
             leaf = x.clone().requires_grad_()
             leaves = {name: v.clone().requires_grad_() for name, v in unknowns.items()}
             if isinstance(operator, BlindOperator):

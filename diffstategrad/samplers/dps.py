@@ -42,10 +42,20 @@ from diffstategrad.samplers.base import (
     LIMIT,
     Guide,
     Level,
+    Needs,
     Problem,
     Sampler,
     Survivors,
-    square_norm,
+)
+from diffstategrad.samplers.norms import (
+    LIKELIHOOD,
+    NEEDS,
+    NORM,
+    Likelihood,
+    Norm,
+    check_likelihood,
+    norm_gradient,
+    unit_length,
 )
 from diffstategrad.schedules import DDPMTables, ddpm_tables, sigma_of
 
@@ -118,18 +128,16 @@ class DPS(Sampler):
     name: ClassVar[str] = "dps"
     projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
     step_option: ClassVar[str | None] = "scale"
+    needs: ClassVar[Needs] = {
+        **NEEDS,
+        "eta": ({"sampler": ("ddim",)},),
+        "variance": ({"sampler": ("ddpm",)},),
+    }
 
     steps: int = Field(1000, ge=2, le=1000, description="steps of the grid, T")
     scale: float = Field(0.3, gt=0, description="step size zeta")
-    norm: Literal["residual", "gradient", "none"] = Field(
-        "residual",
-        description="what is stepped along: the gradient of ||A(x0) - y|| (published), "
-        "that of its square over its own length, or that of its square",
-    )
-    likelihood: Literal["gaussian", "poisson"] = Field(
-        "gaussian",
-        description="poisson weighs the norm with the mean of 1 / |y|",
-    )
+    norm: Norm = NORM
+    likelihood: Likelihood = LIKELIHOOD
     perturbations: int = Field(
         0,
         ge=0,
@@ -187,11 +195,7 @@ class DPS(Sampler):
         """ValueError for a problem that these options cannot solve."""
         if self.sampler == "ddpm":
             check_variance(self.name, self.variance, problem.network.prior)
-        if self.likelihood == "poisson" and (problem.y == 0).any():
-            raise ValueError(
-                f"{self.name}: likelihood='poisson' weighs with 1 / |y|, and y has "
-                "entries that are 0"
-            )
+        check_likelihood(self.name, self.likelihood, problem.y)
 
     def _gradient(
         self, problem: Problem, x: Tensor, alpha_bar: float
@@ -212,31 +216,16 @@ class DPS(Sampler):
             total = torch.zeros_like(x0)
             sqnorm[part] = 0
             for offset in around:
-                g, square = problem.operator.residual_gradient(
-                    x0 + offset[part], problem.y[part]
-                )
-                total += self._weight(square, problem.y[part]).to(x0) * g
+                y = problem.y[part]
+                g, square = problem.operator.residual_gradient(x0 + offset[part], y)
+                total += norm_gradient(g, square, y, self.norm, self.likelihood)
                 sqnorm[part] += square / len(around)
             return total / len(around)
 
         (x0, *code), gradient = problem.network.through(estimate, x, cotangent)
         if self.norm == "gradient":
-            length = square_norm(gradient).sqrt()
-            length = torch.where(length > 0, length, 1).to(gradient)
-            gradient /= length[:, None, None, None]
+            gradient = unit_length(gradient)
         return x0, code[0] if code else None, gradient, sqnorm
-
-    def _weight(self, square: Tensor, y: Tensor) -> Tensor:
-        """What turns J^T r into the gradient of the loss, (b, 1, 1, 1)."""
-        if self.norm == "residual":
-            # the gradient of the norm is 0 where the norm is
-            weight = torch.where(square > 0, square, torch.inf).rsqrt()
-        else:
-            weight = torch.full_like(square, 2.0)
-        if self.likelihood == "poisson":
-            rows = (1 / y.double().abs()).mean(-1).flatten(1)
-            weight = weight * rows.mean(1)
-        return weight[:, None, None, None]
 
     def _step(
         self,
@@ -270,6 +259,7 @@ class MCG(DPS):
     """Manifold-constrained gradients: DPS, then a step onto the measurement."""
 
     name: ClassVar[str] = "mcg"
+    needs: ClassVar[Needs] = {**DPS.needs, "cutoff": ({"onto": ("pinv",)},)}
 
     scale: float = Field(1.0, gt=0, description="step size of the gradient, alpha")
     onto: Literal["pinv", "adjoint", "official"] = Field(
@@ -287,12 +277,9 @@ class MCG(DPS):
                     f"mcg: onto={self.onto!r} needs a linear operator, got "
                     f"{type(problem.operator).__name__}"
                 )
-        elif not _is_published(problem.start, problem.y):
-            y, image = tuple(problem.y.shape[1:]), tuple(problem.start.shape[1:])
-            raise ValueError(
-                "mcg: onto='official' has no formula for measurements of shape "
-                f"{y} of images {image}"
-            )
+        else:
+            image = tuple(problem.start.shape[1:])
+            check_replicable("mcg: onto='official'", problem.y, image)
 
     def _onto_measurement(
         self, problem: Problem, x: Tensor, alpha_bar: float, noise: Tensor
@@ -310,10 +297,21 @@ class MCG(DPS):
             x += operator.adjoint(residual, image)
 
 
-def _is_published(x: Tensor, y: Tensor) -> bool:
-    """True for measurements of the image's size or that size over a factor."""
-    (h, w), (m, n) = x.shape[2:], y.shape[2:]
-    return (h, w) == (m, n) or (h % m == w % n == 0 and h // m == w // n)
+def check_replicable(what: str, y: Tensor, image: tuple[int, ...]) -> None:
+    """ValueError unless pixels of y can be replicated to an image (C, H, W)."""
+    (c, h, w), (k, m, n) = image, y.shape[1:]
+    if c != k or h % m or w % n or h // m != w // n:
+        raise ValueError(
+            f"{what} has no formula for measurements of shape {tuple(y.shape[1:])} of "
+            f"images {tuple(image)}"
+        )
+
+
+def replicate(t: Tensor, image: tuple[int, ...]) -> Tensor:
+    """Every pixel repeated, to the size of an image (C, H, W): what the released codes
+    have for an adjoint."""
+    factor = image[1] // t.shape[2]
+    return t.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
 
 
 def _published(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
@@ -323,9 +321,5 @@ def _published(operator: Operator, x: Tensor, y: Tensor) -> Tensor:
         return x + y - operator(x)
     if y.shape == x.shape:
         return (y - operator(y)) - operator(x)
-    factor = x.shape[2] // y.shape[2]
-
-    def up(t: Tensor) -> Tensor:
-        return t.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-
-    return x - up(operator(x)) + up(y)
+    image = tuple(x.shape[1:])
+    return x - replicate(operator(x), image) + replicate(y, image)

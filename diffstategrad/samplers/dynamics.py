@@ -65,8 +65,8 @@ class Chain:
     def __post_init__(self) -> None:
         x = self.start
         self.m = self.centre(x)
-        self.sqnorm = torch.full((len(x),), torch.nan, dtype=torch.float64)
-        self.failed = torch.zeros(len(x), dtype=torch.bool)
+        self.sqnorm = x.new_full((len(x),), torch.nan, dtype=torch.float64)
+        self.failed = torch.zeros_like(self.sqnorm, dtype=torch.bool)
         self.factors = self.subspace
 
     @property
@@ -74,9 +74,9 @@ class Chain:
         """The core's operator, where it can make all steps."""
         projector = self.problem.projector
         own = projector and (projector.period > 1 or projector.subspace == "gradient")
-        if self.moving or own:
-            return None
         x = self.start
+        if self.moving or own or x.device.type != "cpu":
+            return None
         return self.problem.operator.native(tuple(x.shape[1:]), x.dtype)
 
     def gradient(self, x: Tensor, step: int) -> Tensor:

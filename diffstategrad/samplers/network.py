@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffstategrad._tensor import in_full
 from diffstategrad.priors import LatentPrior, Prior
 
 __all__ = ["Network"]
@@ -23,11 +24,18 @@ class Network:
     ----------
     calls : int
         Network calls so far for each image.
+    on_call : callable
+        Called with that number at each.
     """
 
     def __init__(self, prior: Prior, batch: int):
         self.prior, self.batch = prior, batch
         self.calls = 0
+        self.on_call: Callable[[int], None] = lambda calls: None
+
+    def _count(self, calls: int = 1) -> None:
+        self.calls += calls
+        self.on_call(self.calls)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """D(x; sigma), without derivatives."""
@@ -56,9 +64,9 @@ class Network:
             len(x),
         )
 
-    def decode(self, z: Tensor, quantise: bool = True) -> Tensor:
+    def decode(self, z: Tensor) -> Tensor:
         """Images of a latent prior, without derivatives; no network call."""
-        return self._each(lambda part: self.latent.decode(z[part], quantise), len(z))
+        return self._each(lambda part: self.latent.decode(z[part]), len(z))
 
     @property
     def latent(self) -> LatentPrior:
@@ -92,18 +100,42 @@ class Network:
         -------
         values, J(x)^T v; all without a graph.
         """
-        self.calls += calls
+        return self._through(lambda leaf, _: function(leaf), x, cotangent, calls)
+
+    def gradient(
+        self, loss: Callable[[Tensor, slice], tuple[Tensor, ...]], x: Tensor
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Values and the gradient of the first of them, through the network.
+
+        Parameters
+        ----------
+        loss : x (b, C, H, W), which images -> values
+            The first is (b,), of every image its own; calls the prior once.
+        x : Tensor, shape (B, C, H, W)
+
+        Returns
+        -------
+        values, gradient; all without a graph.
+        """
+        return self._through(loss, x, lambda value, _: torch.ones_like(value), 1)
+
+    def _through(
+        self,
+        function: Callable[[Tensor, slice], tuple[Tensor, ...]],
+        x: Tensor,
+        cotangent: Callable[[Tensor, slice], Tensor],
+        calls: int,
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        self._count(calls)
         values: list[tuple[Tensor, ...]] = []
         gradient = torch.empty_like(x)
         for part in self._parts(len(x)):
             with torch.enable_grad():
                 leaf = x[part].detach().clone().requires_grad_()
-                out = self._guarded(function, leaf)
+                out = self._guarded(function, leaf, part)
             values.append(tuple(t.detach() for t in out))
             v = cotangent(values[-1][0], part)
-            gradient[part] = self._guarded(
-                lambda out=out, leaf=leaf, v=v: torch.autograd.grad(out[0], leaf, v)[0]
-            )
+            gradient[part] = self._pulled(out[0], leaf, v)
         return tuple(
             torch.cat(column) for column in zip(*values, strict=True)
         ), gradient
@@ -123,18 +155,23 @@ class Network:
         self, x: Tensor, sigma: float
     ) -> Iterator[tuple[slice, Callable[[Tensor], Tensor]]]:
         """Some images at a time, v -> J^T v with J = dD/dx at (x, sigma)."""
-        self.calls += 1
+        self._count()
         for part in self._parts(len(x)):
             with torch.enable_grad():
                 leaf = x[part].detach().clone().requires_grad_()
                 out = self._guarded(self.prior.denoise, leaf, sigma)
 
             def vjp(v: Tensor, out: Tensor = out, leaf: Tensor = leaf) -> Tensor:
-                return self._guarded(
-                    lambda: torch.autograd.grad(out, leaf, v, retain_graph=True)[0]
-                )
+                return self._pulled(out, leaf, v, keep=True)
 
             yield part, vjp
+
+    def _pulled(
+        self, out: Tensor, leaf: Tensor, v: Tensor, *, keep: bool = False
+    ) -> Tensor:
+        """J^T v of what was made of the leaf."""
+        with in_full(leaf.device):
+            return self._guarded(torch.autograd.grad, out, leaf, v, keep)[0]
 
     def _parts(self, n: int) -> Iterator[slice]:
         for i in range(0, n, self.batch):
@@ -144,7 +181,7 @@ class Network:
     def _map(
         self, function: Callable[[Tensor], tuple[Tensor, ...] | list[Tensor]], x: Tensor
     ) -> tuple[Tensor, ...]:
-        self.calls += 1
+        self._count()
         outs: tuple[Tensor, ...] = ()
         for part in self._parts(len(x)):
             given = x[part].clone()  # a prior may work in place

@@ -40,6 +40,7 @@ from diffstategrad.samplers.base import (
     LIMIT,
     Guide,
     Level,
+    Needs,
     Problem,
     Sampler,
     Survivors,
@@ -52,11 +53,21 @@ __all__ = ["ScoreALD"]
 
 
 class ScoreALD(Sampler):
-    """Annealed Langevin dynamics; the defaults make 600 network calls."""
+    """Annealed Langevin dynamics with the score of the measurement."""
 
     name: ClassVar[str] = "score_ald"
     projection: ClassVar[StateProjector | None] = StateProjector(energy=0.99)
     step_option: ClassVar[str | None] = "r"
+    needs: ClassVar[Needs] = {
+        **dict.fromkeys(
+            ("inner", "r", "sigma_max", "sigma_min"),
+            ({"form": ("ald", "normalised")},),
+        ),
+        "c": ({"form": ("ald", "vp", "poster")},),
+        "weight": ({"form": ("normalised",)},),
+        "zeta": ({"form": ("poster",)},),
+        "variance": ({"form": ("vp", "poster")},),
+    }
 
     form: Literal["ald", "normalised", "vp", "poster"] = Field(
         "ald", description="see the head of score_ald.py"
@@ -103,6 +114,10 @@ class ScoreALD(Sampler):
     @property
     def levels(self) -> int:
         return self.steps or (1000 if self._ancestral else 200)
+
+    @property
+    def calls(self) -> int:
+        return self.levels if self._ancestral else self.levels * self.inner + 1
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         if self._ancestral:

@@ -28,6 +28,7 @@ from diffstategrad._backend import backend
 from diffstategrad.samplers.base import (
     LIMIT,
     Level,
+    Needs,
     Problem,
     Sampler,
     Survivors,
@@ -44,6 +45,7 @@ class SDEdit(Sampler):
     """A guide from the measurement, noised and denoised."""
 
     name: ClassVar[str] = "sdedit"
+    needs: ClassVar[Needs] = {"keep_level": ({"keep_known": (True,)},)}
 
     steps: int = Field(1000, ge=2, le=1000, description="steps of the whole grid")
     start: float = Field(

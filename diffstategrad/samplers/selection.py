@@ -1,7 +1,6 @@
 r"""Which iterate to return, without the truth.
 
-With :math:`r = \lVert A(x) - y \rVert / (\sigma \sqrt m)` over the m entries that were
-measured (lost pixels of an inpainting do not count), every image on its own:
+With the residual r of `residual.py`, every image on its own:
 
 * "last": the last iterate;
 * "discrepancy": the first with :math:`r \le \tau`, else the one with the smallest r
@@ -13,8 +12,9 @@ measured (lost pixels of an inpainting do not count), every image on its own:
 * "holdout": 5 % of the measured pixels are left out of the loss; the iterate with the
   smallest error on them.
 
-All of them are functions of the measurement, the operator and the iterates.  The
-published codes choose by PSNR against the truth; their figures are those of an oracle.
+All of them are functions of the measurement, the operator and the iterates, decided on
+the CPU.  The published codes choose by PSNR against the truth; their figures are those
+of an oracle, for which `Iterates` keeps some for `Result.score`.
 
 References
 ----------
@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 
 from diffstategrad.noise import CounterNoise, content_keys
-from diffstategrad.operators import Compose, Inpainting, Operator
+from diffstategrad.operators import Operator
 from diffstategrad.samplers.base import square_norm
+from diffstategrad.samplers.residual import count, measured, relative
 
-__all__ = ["Rule", "Selection", "held_out", "measured"]
+__all__ = ["Iterates", "Rule", "Selection", "held_out"]
 
 Rule = Literal["last", "discrepancy", "es_wmv", "holdout"]
 
@@ -40,15 +41,6 @@ Rule = Literal["last", "discrepancy", "es_wmv", "holdout"]
 _HOLDOUT = 2**32 - 3
 _RATE = 0.1  # a of the moving variance
 _IGNORED = 100  # iterations before it means anything
-
-
-def measured(operator: Operator, y: Tensor) -> Tensor:
-    """1 for the entries of y that say something of the image, 0 for others."""
-    while isinstance(operator, Compose):
-        operator = operator.outer
-    if isinstance(operator, Inpainting):
-        return torch.from_numpy(operator.mask.copy()).to(y).expand_as(y)
-    return torch.ones_like(y)
 
 
 def held_out(operator: Operator, y: Tensor, share: float = 0.05) -> Tensor:
@@ -113,7 +105,7 @@ class Selection:
         self.rule, self.y, self.sigma, self.steps = rule, y, sigma, steps
         self.tau, self.every, self.patience = tau, every, patience
         self.weight = measured(operator, y)
-        self.scale = sigma * square_norm(self.weight).clamp_min(1).sqrt().cpu()
+        self.m = count(self.weight)
         self.holdout = holdout
         n = len(y)
         self.done = torch.zeros(n, dtype=torch.bool)
@@ -140,9 +132,9 @@ class Selection:
     def update(self, k: int, x: Tensor, predicted: Tensor) -> Tensor:
         """Looks at iterate k and its A(x); True for the images that now return it."""
         error = predicted - self.y
-        sqnorm = square_norm(error)
+        sqnorm = square_norm(error).cpu()
         self.sqnorm = torch.where(self.done, self.sqnorm, sqnorm) if k else sqnorm
-        residual = square_norm(self.weight * error).sqrt().cpu() / self.scale
+        residual = relative(square_norm(self.weight * error), self.m, self.sigma)
         take = self._better(k, x, error, residual) & ~self.done
         if k == 0:
             self.best = torch.full_like(x, torch.nan)
@@ -197,3 +189,33 @@ class Selection:
         square = square_norm(d).cpu()
         self._variance = (1 - _RATE) * (self._variance + _RATE * square)
         return self._variance
+
+
+class Iterates:
+    """At most `most` of a run's iterates, evenly spaced whatever its length: when there
+    are too many every other one goes.
+
+    They are ``details["iterates"]``, shape (k, B, C, H, W), float16; nothing without
+    any to keep.  An image that is done goes on while others of its batch do.
+    """
+
+    def __init__(self, most: int, details: dict[str, Any]):
+        self.most, self.details = most, details
+        self._seen, self._stride, self._n = 0, 1, 0
+        self._kept: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """The next iterate, (B, C, H, W)."""
+        if not self.most:
+            return
+        if self._kept is None:
+            self._kept = torch.empty((self.most, *x.shape), dtype=torch.float16)
+        if self._n == self.most and self._seen % self._stride == 0:
+            half = self._kept[::2].clone()
+            self._n, self._stride = len(half), 2 * self._stride
+            self._kept[: self._n] = half
+        if self._seen % self._stride == 0:
+            self._kept[self._n] = x
+            self._n += 1
+        self._seen += 1
+        self.details["iterates"] = self._kept[: self._n]

@@ -48,9 +48,15 @@ from torch import Tensor
 
 from diffstategrad._backend import backend
 from diffstategrad.reference.differences import differences, differences_adjoint
-from diffstategrad.samplers.base import Level, Problem, Survivors, square_norm
+from diffstategrad.samplers.base import (
+    Level,
+    Needs,
+    Problem,
+    Survivors,
+    square_norm,
+)
 from diffstategrad.samplers.data_step import data_step, noise_level
-from diffstategrad.samplers.selection import measured
+from diffstategrad.samplers.residual import count, measured, relative
 from diffstategrad.samplers.splitting import Splitting
 
 __all__ = ["ADMMTV", "HQSTV", "shrink", "smooth"]
@@ -63,6 +69,7 @@ class _TotalVariation(Splitting):
     """TV as prior, its weight found by the discrepancy principle."""
 
     needs_prior: ClassVar[bool] = False
+    needs: ClassVar[Needs] = {"searches": ({"lam": ("discrepancy",)},)}
 
     lam: Annotated[float, Field(gt=0)] | Literal["discrepancy"] = Field(
         "discrepancy",
@@ -79,6 +86,10 @@ class _TotalVariation(Splitting):
     def levels(self) -> int:
         """One for every weight."""
         return self.searches if isinstance(self.lam, str) else 1
+
+    @property
+    def calls(self) -> int:
+        return 0
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         alive = Survivors(len(problem.start))
@@ -158,7 +169,7 @@ class _Search:
         return data_step(self.operator, v, self.y, penalty * self.s**2)
 
     def _choose(self) -> None:
-        ratio = self._residual() / self.s
+        ratio = self._residual()
         if math.isnan(self.ratio) or abs(ratio - 1) < abs(self.ratio - 1):
             self.x, self.used, self.ratio = self.state.x, self.lam, ratio
         # NaN is neither below nor above
@@ -170,10 +181,10 @@ class _Search:
         self.lam *= self.factor**direction
 
     def _residual(self) -> float:
-        """Root mean square of A(x) - y, over what was measured."""
+        """That of the present minimiser."""
         weight = measured(self.operator, self.y)
-        misfit = weight * (self.operator(self.state.x) - self.y)
-        return math.sqrt(float(square_norm(misfit)) / max(float(weight.sum()), 1))
+        sqnorm = square_norm(weight * (self.operator(self.state.x) - self.y))
+        return relative(sqnorm, count(weight), self.s).item()
 
 
 class HQSTV(_TotalVariation):
@@ -196,6 +207,10 @@ class ADMMTV(_TotalVariation):
     """Alternating directions with total variation; needs no prior."""
 
     name: ClassVar[str] = "admm_tv"
+    needs: ClassVar[Needs] = {
+        **_TotalVariation.needs,
+        "prox_steps": ({"splits": (1,)},),
+    }
 
     steps: int = Field(300, ge=1, description="most iterations for a weight")
     splits: Literal[1, 2] = Field(
