@@ -12,14 +12,13 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import Tensor
+from results import crop
 
 import diffstategrad as dsg
 from diffstategrad.metrics import psnr
 from diffstategrad.operators import Downsample, GaussianBlur, Inpainting
 from diffstategrad.priors import as_prior
 from diffstategrad.samplers import method_options
-from diffstategrad.training.evaluate import photograph
 
 SIGMA = 0.05
 TASKS = {
@@ -43,16 +42,9 @@ METHODS = {
 }
 
 
-def crops() -> Tensor:
-    """(2, 3, 64, 64) in [-1, 1]."""
-    names = ("astronaut", "coffee")
-    return torch.stack(
-        [torch.from_numpy(photograph(name)[:, 32:96, 32:96]) for name in names]
-    )
-
-
 def main() -> None:
-    x, prior = crops(), as_prior("leaves64")
+    x = torch.cat([crop(name) for name in ("astronaut", "coffee")])
+    prior = as_prior("leaves64")
     for task, A in TASKS.items():
         y = A.measure(x, SIGMA, seed=0)
         for name, options in METHODS.items():
