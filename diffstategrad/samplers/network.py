@@ -31,7 +31,7 @@ class Network:
     def __init__(self, prior: Prior, batch: int):
         self.prior, self.batch = prior, batch
         self.calls = 0
-        self.on_call: Callable[[int], None] = lambda calls: None
+        self.on_call: Callable[[int], object] = lambda calls: None
 
     def _count(self, calls: int = 1) -> None:
         self.calls += calls
