@@ -719,6 +719,12 @@ def rewrite_tensors(name, edit):
         ),
         (rewrite("unet/config.json", layers_per_block=10**9), "layers_per_block must"),
         (rewrite("unet/config.json", layers_per_block=2), "is missing"),
+        (
+            rewrite(
+                "unet/config.json", reverse_transformer_layers_per_block=[10**9] * 2
+            ),
+            "reverse_transformer_layers_per_block must",
+        ),
         (rewrite("unet/config.json", norm_num_groups=7), "makes no UNet2DCondition"),
         (rewrite("unet/config.json", layers_per_block=[[1], 2]), "unet: "),
         (rewrite("unet/config.json", block_out_channels="ab"), "must list"),
@@ -770,6 +776,8 @@ def rewrite_tensors(name, edit):
         ),
         (rewrite("scheduler/scheduler_config.json", beta_start="drop"), "no schedule"),
         (rewrite("scheduler/scheduler_config.json", beta_start=2.0), "no schedule"),
+        (rewrite("scheduler/scheduler_config.json", beta_end=10**400), "no schedule"),
+        (rewrite("scheduler/scheduler_config.json", prediction_type=[]), "is not read"),
         (
             rewrite("scheduler/scheduler_config.json", num_train_timesteps=10**12),
             "num_train_timesteps must be in",

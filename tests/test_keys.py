@@ -171,6 +171,17 @@ def check(shapes, **options):
             lambda d: d.update({"input_blocks.1.0.out_layers.0.weight": (100,)}),
             "a level of 100 channels is no multiple of 32 groups",
         ),
+        (
+            lambda d: d.update({f"output_blocks.{n}.0.x": (1,) for n in range(6 * 34)}),
+            "number of blocks in a level must be in 1..32, got 33",
+        ),
+        (
+            lambda d: [
+                d.update({f"output_blocks.{n}.0.x": (1,) for n in range(40)}),
+                d.update({f"output_blocks.{n}.1.conv.weight": () for n in range(19)}),
+            ],
+            "number of levels must be in 1..16, got 20",
+        ),
     ],
 )
 def test_the_first_names_that_differ_are_told(adm, change, message):
@@ -223,6 +234,16 @@ def test_a_network_of_the_size_512_is_refused(adm):
         (
             lambda d: d.update({"encoder.down.9.block.0.norm2.weight": (128,)}),
             "encoder",
+        ),
+        (
+            lambda d: d.update({f"encoder.down.{n}.x": (1,) for n in range(17)}),
+            "number of levels must be in 1..16, got 17",
+        ),
+        (
+            lambda d: d.update(
+                {f"encoder.down.0.block.{n}.x": (1,) for n in range(99)}
+            ),
+            "number of blocks in a level must be in 1..32, got 99",
         ),
         (
             lambda d: d.update({"encoder.mid.attn_1.q.weight": (512, 512)}),

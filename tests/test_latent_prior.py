@@ -4,6 +4,7 @@ from importlib.resources import files
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import diffstategrad as dsg
 from diffstategrad.models import (
@@ -171,6 +172,15 @@ def test_an_autoencoder_alone_is_described_but_no_prior():
     assert "leaves_vq4" in describe_prior(str(bundled("leaves_latent")))["kind"]
     with pytest.raises(ValueError, match="leaves_vq4"):
         load_prior(str(bundled("leaves_vq4")))
+
+
+@pytest.mark.parametrize("header", ["x", "[1]", "null", "[" * 99_999])
+def test_a_header_that_is_none_is_refused_with_the_file(tmp_path, header):
+    path = tmp_path / "net.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"diffstategrad": header})
+    for read in (describe_prior, load_prior):
+        with pytest.raises(ValueError, match=r"net\.safetensors: "):
+            read(path)
 
 
 @pytest.mark.parametrize(

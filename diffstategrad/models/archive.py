@@ -37,6 +37,7 @@ __all__ = ["Tensors", "read_tensors"]
 _MAX_INDEX = 16 << 20  # bytes of a zip's directory or of a pickle; 1 MB is usual
 _MAX_OPCODES = 1_000_000  # 30 for each tensor
 _MAX_AXES = 16
+_MAX_SHOWN = 500  # characters of a message
 
 
 class Tensors(Mapping[str, Tensor]):
@@ -117,7 +118,9 @@ def read_tensors(path: str | os.PathLike[str]) -> Tensors:
             )
         raise ValueError("neither an archive of torch.save nor a safetensors file")
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        # it may quote the file: a screen of it at most, nothing that steers a terminal
+        shown = "".join(c if c.isprintable() else "?" for c in str(error)[:_MAX_SHOWN])
+        raise ValueError(f"{path}: {shown}") from error
 
 
 def _open_safetensors(path: Path) -> Tensors:
@@ -295,8 +298,11 @@ _DTYPES = {
 }
 
 
-def _lookup(module: str, name: str) -> Any:
+def _lookup(module: Any, name: Any) -> Any:
     """What stands for a name; nothing is ever imported."""
+    # hashing a tuple of tuples of ... would exhaust the stack
+    if type(module) is not str or type(name) is not str:
+        raise ValueError(f"asks for a {_kind(module)} and {_kind(name)}, no name")
     if (module, name) == ("collections", "OrderedDict"):
         return _new_dict
     if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -487,4 +493,4 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-_short = reprlib.repr  # of at most some 100 characters, however deeply nested
+_short = reprlib.repr  # bounded, however deeply nested the value is

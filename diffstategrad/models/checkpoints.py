@@ -43,6 +43,8 @@ from diffstategrad._options import is_real, nearest
 from diffstategrad.models.archive import Tensors, read_tensors
 from diffstategrad.models.first_stage import KLFirstStage, VQFirstStage
 from diffstategrad.models.keys import (
+    MAX_BLOCKS,
+    MAX_LEVELS,
     Row,
     check_keys,
     fill,
@@ -553,10 +555,13 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _folder_part(kind: str, config: dict[str, Any], place: Path) -> Part:
     with _naming(place):  # what could make a network without end
-        check_sizes("block_out_channels", config.get("block_out_channels"), 1, 8192, 16)
-        for name in ("layers_per_block", "transformer_layers_per_block"):
-            for value in np.ravel(config.get(name, 1)).tolist():
-                check_size(name, value, 1, 32)
+        channels = config.get("block_out_channels")
+        check_sizes("block_out_channels", channels, 1, 8192, MAX_LEVELS)
+        layers = "transformer_layers_per_block"
+        for name in ("layers_per_block", layers, f"reverse_{layers}"):
+            value = config.get(name)
+            for number in [] if value is None else np.ravel(value).tolist():
+                check_size(name, number, 1, MAX_BLOCKS)
     names = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
     files = [place / f"{name}.safetensors" for name in names]
     file = next((file for file in files if file.is_file()), None)
@@ -589,7 +594,7 @@ def _scheduler(place: Path) -> tuple[TableSchedule, Prediction]:
         rule not in ("linear", "scaled_linear")
         or config.get("trained_betas") is not None
         or config.get("rescale_betas_zero_snr")
-        or prediction not in _PREDICTIONS
+        or prediction not in list(_PREDICTIONS)  # it may be unhashable
     ):
         raise ValueError(
             f"{path}: beta_schedule {rule!r} with prediction_type {prediction!r} is "
@@ -602,6 +607,6 @@ def _scheduler(place: Path) -> tuple[TableSchedule, Prediction]:
         )
         sqrt = rule == "scaled_linear"
         beta_table(start, end, n=n, sqrt=sqrt)  # checks them
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: no schedule: {error!r}") from error
     return TableSchedule(start, end, n, sqrt), _PREDICTIONS[prediction]

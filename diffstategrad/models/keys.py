@@ -35,6 +35,8 @@ from diffstategrad.models.archive import Tensors
 from diffstategrad.models.unet import check_size
 
 __all__ = [
+    "MAX_BLOCKS",
+    "MAX_LEVELS",
     "Row",
     "Shapes",
     "axis_of",
@@ -51,6 +53,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 _MAX_PARAMETERS = 1_000_000_000  # Stable Diffusion's network has 0.86e9
 _MAX_CHANNELS = 1 << 18  # as many codes
+#: Levels, and blocks in each: what numbers in names, or a configuration, may ask for.
+MAX_LEVELS, MAX_BLOCKS = 16, 32
 _LISTED = 3
 
 #: Widths of the levels in units of the first -> side of the images of training.
@@ -222,6 +226,8 @@ def _levels(shapes: Shapes) -> tuple[int, int]:
     blocks = len(found) // levels - 1
     if not blocks:
         raise ValueError("output blocks without input blocks")
+    check_size("number of levels", levels, 1, MAX_LEVELS)
+    check_size("number of blocks in a level", blocks, 1, MAX_BLOCKS)
     return levels, blocks
 
 
@@ -257,8 +263,9 @@ def vq_config(shapes: Shapes) -> dict[str, Any]:
     """
     if "quantize.embedding.weight" not in shapes:
         raise ValueError("an autoencoder without a codebook; no such one is read")
-    levels = _count(shapes, _VQ_LEVEL)
+    levels = check_size("number of levels", _count(shapes, _VQ_LEVEL), 1, MAX_LEVELS)
     layers = _count(shapes, _VQ_BLOCK)
+    check_size("number of blocks in a level", layers, 1, MAX_BLOCKS)
     channels = tuple(
         axis_of(shapes, f"encoder.down.{level}.block.0.norm2.weight")
         for level in range(levels)

@@ -59,7 +59,7 @@ def load_trained(
 
 def describe_trained(path: Path) -> dict[str, str]:
     """What such a file is, as lines of text by name; an autoencoder alone too."""
-    if json.loads(_header_text(path) or "{}").get("format") == AUTOENCODER:
+    if _is_autoencoder(path):
         net, _ = load_autoencoder(path)
         return {
             "kind": "vector-quantised autoencoder of diffstategrad train",
@@ -87,6 +87,14 @@ def _header_text(path: Path) -> str | None:
             return (file.metadata() or {}).get("diffstategrad")
     except SafetensorError:
         return None
+
+
+def _is_autoencoder(path: Path) -> bool:
+    try:
+        header = json.loads(_header_text(path) or "{}")
+    except (ValueError, RecursionError):
+        return False  # `load_network` says what is wrong
+    return isinstance(header, dict) and header.get("format") == AUTOENCODER
 
 
 def _schedule(path: Path, header: dict[str, Any]) -> Schedule:
