@@ -153,3 +153,24 @@ def test_a_prior_of_latents_of_another_size_is_refused():
         ValueError, match=r"latents of shape \(3, 4, 4\): .*\(3, 8, 8\)"
     ):
         dsg.solve(y, OPERATORS["blur"], prior, "latent_daps", sigma=SIGMA)
+
+
+def test_the_default_levels_are_the_released_ones():
+    class Noting(GaussianPrior):
+        def denoise(self, x, sigma):
+            sigmas.append(sigma)
+            return super().denoise(x, sigma)
+
+    sigmas = []
+    result = dsg.solve(
+        *(torch.zeros(1, 3, SIZE, SIZE), OPERATORS["blur"]),
+        *(LatentPrior(Noting(FIELD.shape), Nothing()), "latent_daps"),
+        **{"sigma": SIGMA, "langevin_steps": 1, "progress": False},
+    )
+    levels = [level["sigma"] for level in result.trace]
+    assert len(levels) == 50
+    assert levels[:2] == pytest.approx([10, 9.3443352846], rel=1e-10)
+    assert levels[-1] == pytest.approx(0.1137803724, rel=1e-9)
+    # the ODE's two steps go to the level 0.001, which no call is made at
+    assert sigmas[:2] == pytest.approx([10, 0.41235480546], rel=1e-10)
+    assert len(sigmas) == 2 * 50

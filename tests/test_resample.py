@@ -287,6 +287,7 @@ def test_which_steps_resample_and_how_often_the_network_is_called():
     assert released.calls == 500 + 33 * 5
     assert (released.pixel_steps, released.latent_steps) == (2000, 500)
     assert (released.gamma, released.window) == (40.0, 200)
+    assert (released.scale, released.scale_rule) == (0.5, "alpha_bar")
     short = ReSample(steps=40, every=5, travel=3)
     y = torch.zeros(1, 3, SIZE, SIZE)
     options = {"steps": 40, "every": 5, "travel": 3, "pixel_steps": 1}

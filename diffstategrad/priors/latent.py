@@ -59,6 +59,15 @@ class LatentPrior(Prior):
     autoencoder : LatentAutoencoder
     name : str, optional
         For the record of a result.
+
+    Raises
+    ------
+    TypeError
+        For what is no prior or no autoencoder; later, where a gradient is asked for and
+        the autoencoder gives none.
+    ValueError
+        If their latents' channels differ; later, if the autoencoder gives another shape
+        than it says.
     """
 
     def __init__(

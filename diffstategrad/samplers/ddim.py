@@ -24,7 +24,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from pydantic import Field
@@ -50,6 +50,14 @@ from diffstategrad.schedules import Schedule, ddim_grid, latent_grid, sigma_of
 __all__ = ["Guidance", "GuidedDDIM", "Step", "estimate", "sample", "steps_of"]
 
 Grid = Literal["even", "official"]
+#: An option of the methods that encode.
+Encode = Annotated[
+    Literal["mean", "draw"],
+    Field(
+        description="what is taken of an encoder that gives a distribution, as Stable "
+        "Diffusion's"
+    ),
+]
 
 
 @dataclass(frozen=True)

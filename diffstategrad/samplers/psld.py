@@ -33,7 +33,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffstategrad.samplers.base import Needs, Problem, square_norm
-from diffstategrad.samplers.ddim import Guidance, GuidedDDIM, Step, estimate
+from diffstategrad.samplers.ddim import (
+    Encode,
+    Guidance,
+    GuidedDDIM,
+    Step,
+    estimate,
+)
 from diffstategrad.samplers.dps import check_replicable, replicate
 
 __all__ = ["PSLD"]
@@ -62,9 +68,7 @@ class PSLD(GuidedDDIM):
         description="fresh noise that the released code adds to the prediction: its "
         "poisson cuts the measurement term off from the gradient",
     )
-    encode: Literal["mean", "draw"] = Field(
-        "mean", description="what of an encoder that gives a distribution"
-    )
+    encode: Encode = "mean"
 
     @model_validator(mode="after")
     def _has_a_term(self) -> Self:

@@ -62,7 +62,7 @@ from diffstategrad.samplers.base import (
     Survivors,
     finite,
 )
-from diffstategrad.samplers.ddim import Step, estimate, steps_of
+from diffstategrad.samplers.ddim import Encode, Step, estimate, steps_of
 from diffstategrad.samplers.decoded import Decoded
 from diffstategrad.samplers.latent_dps import (
     BackpropUNet,
@@ -96,12 +96,12 @@ class ReSample(LatentDPS):
     scale_rule: ScaleRule = "alpha_bar"
     backprop_unet: BackpropUNet = False
     every: int = Field(10, ge=1, description="steps from one resampling to the next")
-    travel: int = Field(5, ge=1, description="DDIM steps of time travel, at most every")
+    travel: int = Field(5, ge=1, description="DDIM steps of time travel, <= every")
     stages: int = Field(
         3,
         ge=2,
-        description="S // stages steps come before the first resampling; of the last "
-        "as many those that resample optimise latents",
+        description="S // stages steps come before the first resampling; in the last "
+        "S // stages those that resample optimise latents, not pixels",
     )
     gamma: float = Field(40.0, gt=0, description="factor of the variance v")
     pixel_lr: float = Field(1e-2, gt=0, description="learning rate of pixels")
@@ -117,13 +117,11 @@ class ReSample(LatentDPS):
     window: int = Field(
         200,
         ge=1,
-        description="that of a latent stops too where it is worse than so many "
-        "iterations before",
+        description="that of a latent stops too where its loss is above that of so "
+        "many iterations before",
     )
     weight_decay: float = Field(0.0, ge=0, description="of AdamW; released: 0.01")
-    encode: Literal["mean", "draw"] = Field(
-        "mean", description="what of an encoder that gives a distribution"
-    )
+    encode: Encode = "mean"
     x0_estimate: Literal["tweedie", "official"] = Field(
         "tweedie",
         description="what is decoded: Tweedie's estimate, or as released with 1 - a in "
