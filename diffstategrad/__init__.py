@@ -17,7 +17,7 @@ from diffstategrad import images, metrics, operators, priors
 from diffstategrad._core import NumericalError, set_num_threads
 from diffstategrad.check import check
 from diffstategrad.noise import GaussianNoise, PoissonNoise
-from diffstategrad.priors import GaussianPrior, Prior
+from diffstategrad.priors import GaussianPrior, Prior, load_prior
 from diffstategrad.projection import StateProjector
 from diffstategrad.result import Result
 from diffstategrad.samplers import DAPS, describe, methods
@@ -37,6 +37,7 @@ __all__ = [
     "check",
     "describe",
     "images",
+    "load_prior",
     "methods",
     "metrics",
     "operators",

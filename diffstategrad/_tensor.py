@@ -17,6 +17,7 @@ __all__ = [
     "check_images",
     "dtype_name",
     "in_full",
+    "out_of_range",
     "placed",
     "prepare",
 ]
@@ -97,8 +98,12 @@ def placed(x: Tensor, device: str | torch.device | None) -> Tensor:
             raise RuntimeError("it holds no values")
         torch.zeros(1, dtype=torch.float64, device=where)  # sums are taken in it
         return x.to(where)
+    except (ImportError, NotImplementedError):  # of devices that torch can have
+        raise ValueError(
+            f"device {device} cannot be used: this torch is built without it"
+        ) from None
     # torch built without CUDA raises an AssertionError
-    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+    except (AssertionError, RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"device {device} cannot be used: {reason}") from None
 
@@ -134,3 +139,11 @@ def check_finite(x: Tensor, name: str) -> None:
     bad = int((~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(f"{name} has {bad} entries that are NaN or infinite")
+
+
+def out_of_range(x: Tensor, name: str, limit: float) -> str | None:
+    """What to say of x where an entry is beyond the limit, as those of 8-bit images."""
+    most = x.abs().max().item()
+    if most > limit:
+        return f"{name} has values up to {most:.4g}: images are in [-1, 1]"
+    return None

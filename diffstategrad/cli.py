@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "--prior", default="leaves64", help="bundled name, checkpoint or folder"
     )
     p.add_argument("--project", action="store_true", help="with the state projector")
-    _add_rank(p)
+    _add_rank(p, None, "the projector's rank rule; implies --project")
     p.add_argument("--measured", action="store_true", help="the picture is y itself")
     p.add_argument("--size", type=int, help="cut out and resize to SIZE x SIZE first")
     p.add_argument("--n-samples", type=int, default=1)
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--out", "-o", default="demo", help="folder for the picture")
     p.add_argument("--quick", action="store_true", help="one photograph, few levels")
-    _add_rank(p)
+    _add_rank(p, "per_channel", "the projector's rank rule")
     p.set_defaults(run=_demo)
 
     p = commands.add_parser("train", help="train a prior")
@@ -74,24 +74,23 @@ def _parser() -> argparse.ArgumentParser:
     p = commands.add_parser(
         "info", help="versions, libraries, processor, priors; or what a checkpoint is"
     )
-    p.add_argument("path", nargs="?", help="checkpoint file or diffusers folder")
+    p.add_argument(
+        "path", nargs="?", help="bundled name, checkpoint file or diffusers folder"
+    )
     p.set_defaults(run=_info)
     return parser
 
 
-def _add_rank(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--rank",
-        choices=("per_channel", "mean", "official"),
-        default="per_channel",
-        help="the projector's rank rule",
-    )
+def _add_rank(parser: argparse.ArgumentParser, default: str | None, text: str) -> None:
+    rules = ("per_channel", "mean", "official")
+    parser.add_argument("--rank", choices=rules, default=default, help=text)
 
 
-def _solve(args: argparse.Namespace) -> None:
+def _solve(args: argparse.Namespace) -> int:
     from diffstategrad.config import load_task
     from diffstategrad.images import check_format, load_image, save_image
     from diffstategrad.projection import StateProjector
+    from diffstategrad.result import check_name
     from diffstategrad.solve import solve
 
     task = load_task(args.task)
@@ -100,6 +99,8 @@ def _solve(args: argparse.Namespace) -> None:
         options["steps"] = args.steps
     _check_writable(args.out, args.save)
     check_format(args.out)
+    if args.save:
+        check_name(args.save)
     picture = load_image(args.picture, args.size)
     operator = task.build(tuple(picture.shape[-2:]))
     if not args.measured:
@@ -121,7 +122,7 @@ def _solve(args: argparse.Namespace) -> None:
         args.prior,
         args.method,
         sigma=task.sigma,
-        project=StateProjector(rank=args.rank) if args.project else None,
+        project=StateProjector(rank=args.rank) if args.rank else args.project,
         n_samples=args.n_samples,
         seed=args.seed,
         device=args.device,
@@ -134,6 +135,8 @@ def _solve(args: argparse.Namespace) -> None:
     if not args.measured:
         scores = {k: round(v.item(), 4) for k, v in result.score(picture).items()}
         print(json.dumps(scores))
+    interrupted = any(w.startswith("interrupted") for w in result.warnings)
+    return 130 if interrupted else 0
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -57,7 +57,8 @@ class StateProjector:
         paper.  1 keeps all: the identity on square images.
     rank : "per_channel", "mean", "official" or int >= 1
         How the channels' ranks combine: each its own (the paper), their mean rounded
-        down, as the published code computes it, or one given number.
+        down, as the published code computes it, or one given number, whatever the
+        energy.
     sides : "both", "left" or "right"
     period : int >= 1
         Projects on iterations 0, period, 2 period, ...; 1 for PSLD and DAPS, 5 for
@@ -202,7 +203,8 @@ class StateProjector:
 
         It is the same optimiser, with whatever else hangs on it.  A closure's gradients
         are projected too.  Wrapping it again puts a new state in the place of the old
-        one and counts from 0.
+        one and counts from 0.  A deep or an unpickled copy does not project, for torch
+        copies no hooks: wrap it again.
 
         Parameters
         ----------

@@ -20,16 +20,18 @@ from torch import Tensor
 
 from diffstategrad import metrics
 from diffstategrad._files import write_file
-from diffstategrad._tensor import as_tensor
+from diffstategrad._tensor import as_tensor, out_of_range
 from diffstategrad.images import to_uint8
 
 if TYPE_CHECKING:
     from diffstategrad._figure import Figure
 
-__all__ = ["Result", "check_record"]
+__all__ = ["Result", "check_name", "check_record"]
 
 _FORMAT = "diffstategrad.Result/1"
 _ARRAY = "__array__"
+# No image is as far from [-1, 1].
+_FAR = 2.0
 
 
 @dataclass
@@ -112,6 +114,8 @@ class Result:
                 f"x_true must have shape {tuple(self.x.shape)}, "
                 f"got {tuple(x_true.shape)}"
             )
+        if found := out_of_range(x_true, "x_true", _FAR):
+            raise ValueError(found)
         out = {
             "psnr": _score(metrics.psnr, self.x, x_true),
             "ssim": torch.full((len(x_true),), torch.nan, dtype=torch.float64),
@@ -215,9 +219,12 @@ class Result:
 
         Raises
         ------
+        ValueError
+            If the name of the file ends in anything else.
         OSError
             If that fails (full disk, no permission); an older file is untouched.
         """
+        check_name(path)
         arrays: dict[str, Tensor] = {
             "x": self.x,
             "samples": self.samples,
@@ -289,6 +296,12 @@ def _check_axes(x: Tensor, samples: Tensor, y: Tensor, residual: Tensor) -> None
         or len(y) != len(x)
     ):
         raise ValueError("its arrays do not fit each other")
+
+
+def check_name(path: str | Path) -> None:
+    """ValueError unless the name of the file says what `save` would write there."""
+    if Path(path).suffix.lower() != ".safetensors":
+        raise ValueError(f"a result is saved as .safetensors, got the file {path}")
 
 
 def check_record(spec: dict[str, Any]) -> None:

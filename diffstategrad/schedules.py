@@ -426,13 +426,15 @@ def latent_grid(
         start at a level without noise.
     """
     _check_count("latent_grid: steps", steps, 1, _TIMES)
-    timesteps = np.arange(0, _TIMES, _TIMES // steps) + 1
-    index = timesteps - 1 if steps == _TIMES else timesteps
-    if index[-1] >= _TIMES:
+    if _ends_beyond(steps):
+        near = (range(steps, 0, -1), range(steps, _TIMES + 1))
+        fewer, more = (next(n for n in ns if not _ends_beyond(n)) for ns in near)
         raise ValueError(
             f"latent_grid: {steps} steps end at network time {_TIMES}, which has no "
-            f"entry in a table of {_TIMES}"
+            f"entry in a table of {_TIMES}: use {fewer} or {more} steps, or grid='even'"
         )
+    timesteps = np.arange(0, _TIMES, _TIMES // steps) + 1
+    index = timesteps - 1 if steps == _TIMES else timesteps
     abar = (schedule or TableSchedule()).alpha_bar(np.arange(_TIMES))
     abar = abar.astype(np.float32).astype(np.float64)
     a = abar[index]
@@ -442,6 +444,11 @@ def latent_grid(
             "schedule"
         )
     return _ddim(timesteps, a, abar[np.append(0, index[:-1])], eta)
+
+
+def _ends_beyond(steps: int) -> bool:
+    """Whether the last time of a latent grid has no entry in the table."""
+    return steps < _TIMES and (_TIMES - 1) % (_TIMES // steps) == 0
 
 
 def _ddim(times: np.ndarray, a: np.ndarray, p: np.ndarray, eta: float) -> DDIMGrid:

@@ -13,7 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffstategrad._options import is_int, is_real
-from diffstategrad._tensor import as_tensor, check_finite, dtype_name, placed, prepare
+from diffstategrad._tensor import (
+    as_tensor,
+    check_finite,
+    dtype_name,
+    out_of_range,
+    placed,
+    prepare,
+)
 from diffstategrad.config import published
 from diffstategrad.noise import NoiseSource, as_noise, content_keys
 from diffstategrad.operators.base import Operator
@@ -36,6 +43,8 @@ __all__ = ["solve"]
 
 # Residuals outside this range are worth a warning.
 _CONSISTENT = (0.5, 2.0)
+# Linear measurements of images are seldom larger.
+_LARGE = 10.0
 
 
 @torch.inference_mode(False)  # which forbids methods to differentiate
@@ -98,7 +107,8 @@ def solve(
     callback : callable, optional
         Gets a `Level` after every level; the answer True stops the run.
     progress : bool, optional
-        Show a progress bar of the network calls; default where somebody can see it.
+        Show a progress bar, of the network calls or of the levels where other things
+        take longer; default where somebody can see it.
     **method_options
         Options of the method.  `task="super_resolution"` takes the published constants
         of that task, `preset="official"` the published code's slips too (see
@@ -176,7 +186,7 @@ def solve(
             "those of no task"
         )
     spec = {
-        "method": sampler.spec(),
+        "method": sampler.spec_for(problem),
         "prior": prior.spec(),
         "operator": operator.spec(),
         "project": projector.spec() if projector else None,
@@ -212,7 +222,7 @@ def solve(
         warnings=[
             *report.warnings,
             *problem.outcome.warnings,
-            *_residual_warnings(residual),
+            *_residual_warnings(residual, y if operator.linear else None),
         ],
     )
 
@@ -245,15 +255,17 @@ class _Report:
         self.held: set[int] = set()  # of them, those with something to return
         # Index and estimate only: what else a level holds may go.
         self.last: tuple[int, Tensor] | None = None
-        # over the network calls, since a level may have thousands
-        self.by_level = not sampler.calls
+        # over the network calls, since a level may have thousands; over the levels
+        # where the calls are none or little of the work
+        self.by_level = not sampler.calls or sampler.decodes > 0
         self.bar = tqdm(
-            total=sampler.calls or sampler.levels,
+            total=sampler.levels if self.by_level else sampler.calls,
             unit="level" if self.by_level else "call",
             disable=not progress,
             leave=False,
         )
-        problem.network.on_call = lambda calls: self.bar.update(calls - self.bar.n)
+        if not self.by_level:
+            problem.network.on_call = lambda calls: self.bar.update(calls - self.bar.n)
 
     def run(self, sampler: Sampler, problem: Problem) -> Tensor:
         """The sampler's result, or the last level's where the run was cut short."""
@@ -353,7 +365,7 @@ def _check_space(sampler: Sampler, prior: Prior) -> None:
     if sampler.latent:
         raise ValueError(
             f"{sampler.name} works on the latents of an autoencoder: prior must be a "
-            f"LatentPrior, got {what!r}"
+            f"LatentPrior such as 'leaves_latent', got {what!r}"
         )
     latent = [name for name, cls in SAMPLERS.items() if cls.latent]
     raise ValueError(
@@ -391,7 +403,8 @@ def _seed_record(seed: Any) -> int | str:
     return int(seed) if is_int(seed, 0) else type(seed).__name__
 
 
-def _residual_warnings(residual: Tensor) -> list[str]:
+def _residual_warnings(residual: Tensor, y: Tensor | None) -> list[str]:
+    """Of residuals far from 1; y where it is an image itself."""
     finite = residual[residual.isfinite()]
     low, high = _CONSISTENT
     found = []
@@ -401,7 +414,9 @@ def _residual_warnings(residual: Tensor) -> list[str]:
         found.append("follow the noise of the measurement")
     if not found:
         return []
+    units = None if y is None else out_of_range(y, "y", _LARGE)
     return [
         f"residual {finite.min():.2f} to {finite.max():.2f}, far from 1: results "
         + " or ".join(found)
+        + (f"; {units}" if units else "")
     ]

@@ -42,6 +42,7 @@ def options_of(meta: dict[str, Any]) -> dict[str, Any]:
         most = {}
     return {
         **method_options("resample", preset=official),
+        "encode": "mean",  # the recorded encoder gives no distribution
         **{"steps": meta["S"], "likelihood": meta["noise"][0], **most},
         **{"pixel_lr": meta["pixel_lr"], "latent_lr": meta["latent_lr"]},
     }

@@ -35,6 +35,7 @@ from diffstategrad.priors import (
 )
 from diffstategrad.schedules import TableSchedule, beta_table, ddpm_tables
 
+ASSUMED = "(assumed, the file does not tell)"
 ADM_TABLE = TableSchedule(1e-4, 0.02, 1000, sqrt=False)
 LDM_BETAS = torch.from_numpy(beta_table(0.0015, 0.0195, sqrt=True)).float()
 
@@ -131,6 +132,44 @@ def test_states_in_double_precision_stay_so(adm):
         double, single = prior.denoise(x.double(), 0.5), prior.denoise(x, 0.5)
     assert double.dtype == torch.float64
     torch.testing.assert_close(double.float(), single, rtol=0, atol=1e-5)
+
+
+def test_a_schedule_can_be_given_where_the_file_tells_none(adm, tmp_path):
+    mine = TableSchedule(1e-4, 0.03, 500, sqrt=False)
+    assert load_prior(adm, schedule=mine).schedule == mine
+    tensors = ldm_state()
+    torch.save(tensors, tmp_path / "told.ckpt")
+    del tensors["betas"]
+    torch.save(tensors, tmp_path / "untold.ckpt")
+    prior = load_prior(tmp_path / "untold.ckpt", head_width=16, schedule=mine)
+    assert prior.schedule == mine and prior.latent.schedule == mine
+    assert describe_prior(tmp_path / "untold.ckpt")["schedule"].endswith(ASSUMED)
+    assert ASSUMED not in describe_prior(tmp_path / "told.ckpt")["schedule"]
+    with pytest.raises(ValueError, match=r"told\.ckpt: tells its schedule, and takes"):
+        load_prior(tmp_path / "told.ckpt", head_width=16, schedule=mine)
+    with pytest.raises(ValueError, match="schedule and prompt are for published"):
+        load_prior("leaves64", schedule=mine)
+
+
+def test_names_of_a_parallel_wrapper_are_known(adm, tmp_path):
+    tensors = torch.load(adm, weights_only=True)
+    wrapped = {f"module.{name}": value for name, value in tensors.items()}
+    torch.save(wrapped, tmp_path / "net.pt")
+    nets = [load_prior(path).network for path in (adm, tmp_path / "net.pt")]
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        assert torch.equal(a, b)
+    wrapped["more"] = torch.zeros(1)  # not all
+    torch.save(wrapped, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="no known network: 'module"):
+        load_prior(tmp_path / "net.pt")
+
+
+def test_a_tensor_that_is_missing_has_its_name_in_the_file(adm, tmp_path):
+    tensors = torch.load(adm, weights_only=True)
+    del tensors["out.2.bias"]
+    torch.save(tensors, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match=r"net\.pt: tensor 'out\.2\.bias' is missing"):
+        load_prior(tmp_path / "net.pt")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -254,6 +293,45 @@ def test_an_own_file_takes_no_option_of_the_published():
     )
     with pytest.raises(ValueError, match="are for published checkpoints"):
         load_prior(path, weights="ema")
+
+
+def test_a_bundled_name_is_loaded_with_options():
+    prior = dsg.load_prior("leaves_latent", dtype=torch.bfloat16)
+    assert {p.dtype for p in prior.latent.network.parameters()} == {torch.bfloat16}
+    assert prior.spec()["name"] == "leaves_latent"
+    pixels, same = dsg.load_prior("leaves64"), as_prior("leaves64")
+    assert pixels.spec() == same.spec()
+    assert pixels.profile is same.profile is not None
+    assert load_prior("leaves64", name="mine").spec()["name"] == "mine"
+    with pytest.raises(FileNotFoundError, match="did you mean 'leaves64'"):
+        load_prior("leafs64")
+
+
+def identity(x, sigma):
+    return x
+
+
+def test_a_prior_says_what_it_is():
+    assert repr(as_prior("leaves64")) == (
+        "NetworkPrior(leaves64, 3 channels, sides multiples of 16)"
+    )
+    assert repr(as_prior("leaves_latent")) == (
+        "LatentPrior(leaves_latent, on latents, 3 channels, sides multiples of 16)"
+    )
+    assert repr(as_prior(identity)) == "CallablePrior(identity)"
+
+
+def test_an_object_of_diffusers_is_no_prior_until_it_is_wrapped():
+    net = small_unet().eval()
+    for given in (net, diffusers.DDPMPipeline(net, diffusers.DDPMScheduler())):
+        name = type(given).__name__
+        with pytest.raises(TypeError, match=f"a {name} of diffusers is no prior: give"):
+            as_prior(given)
+    prior = NetworkPrior(lambda z, t: net(z, t).sample, schedule=ADM_TABLE, channels=3)
+    x = images(1, 3, 16, 16)
+    with torch.no_grad():
+        expected = net(x, torch.tensor([7.0])).sample
+        assert torch.equal(prior.eps(x, 7.0), expected)
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -759,7 +837,10 @@ def rewrite_tensors(name, edit):
         (rewrite("vae/config.json", scaling_factor=0), "must be > 0, got 0"),
         (rewrite("vae/config.json", scaling_factor=math.nan), "must be > 0, got nan"),
         (lambda f: shutil.rmtree(f / "vae"), "has no vae/"),
-        (lambda f: shutil.rmtree(f / "scheduler"), "it has no scheduler_config.json"),
+        (
+            lambda f: shutil.rmtree(f / "scheduler"),
+            "it has no scheduler_config.json, .*: save the whole pipeline, or put",
+        ),
         (
             rewrite(
                 "scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"
@@ -832,10 +913,11 @@ def test_info_tells_what_a_file_is(adm, tmp_path, capsys):
     assert main(["info", str(adm)]) == 0
     out = capsys.readouterr().out
     assert "guided diffusion (ADM) network on pixels" in out
-    assert "heads of 64 channels (assumed, the file does not tell)" in out
+    assert f"heads of 64 channels {ASSUMED}" in out
     assert "epsilon and the code of a variance" in out
     assert "3 channels, sides multiples of 32, trained at 256 x 256" in out
-    assert "beta 0.0001 to 0.02, linear, 1000 times: sigma 0.01 to 157" in out
+    schedule = "beta 0.0001 to 0.02, linear, 1000 times: sigma 0.01 to 157"
+    assert f"{schedule} {ASSUMED}" in out
     assert main(["info", f"{dsg.__path__[0]}/weights/leaves64.safetensors"]) == 0
     assert "diffstategrad train" in capsys.readouterr().out
     (tmp_path / "page.pt").write_bytes(b"<!DOCTYPE html>")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffstategrad import Result, _core, priors
+from diffstategrad import Result, StateProjector, _core, priors
 from diffstategrad.cli import main
 from diffstategrad.images import (
     check_format,
@@ -78,6 +80,22 @@ def test_constants_of_a_task_give_way_to_options(picture, tmp_path, own):
     assert method["dynamics"] == "exact" and "lr" not in method
 
 
+@pytest.mark.parametrize(
+    ("more", "project"),
+    [
+        ([], None),
+        (["--project"], StateProjector()),
+        (["--rank", "mean"], StateProjector(rank="mean")),
+        (["--project", "--rank", "official"], StateProjector(rank="official")),
+    ],
+)
+def test_a_rank_rule_is_a_projector(picture, tmp_path, more, project):
+    saved = tmp_path / "x.safetensors"
+    assert solve(picture, tmp_path / "x.png", "--save", str(saved), *more) == 0
+    expected = None if project is None else project.spec()
+    assert Result.load(saved).spec["project"] == expected
+
+
 def test_solve_takes_a_measurement(picture, tmp_path, capsys):
     small = tmp_path / "y.png"
     with Image.open(picture) as image:
@@ -129,6 +147,7 @@ def failed(capsys, status):
         (["--seed", "-1"], "seed"),
         (["--device", "gpu"], "device gpu cannot be used: "),
         (["--save", "/no/such/folder/x"], "no folder to write"),
+        (["--save", "x.pt"], "saved as .safetensors, got the file x.pt"),
     ],
 )
 def test_a_wrong_option_ends_with_one_line(picture, tmp_path, capsys, more, message):
@@ -198,6 +217,24 @@ def test_ctrl_c_ends_with_status_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "diffstategrad info: interrupted\n"
 
 
+def test_what_ctrl_c_left_is_written_and_the_status_is_130(
+    picture, tmp_path, monkeypatch
+):
+    denoise, calls = priors.NetworkPrior.denoise, []
+
+    def interrupt(self, x, sigma):
+        calls.append(sigma)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return denoise(self, x, sigma)
+
+    monkeypatch.setattr(priors.NetworkPrior, "denoise", interrupt)
+    saved = tmp_path / "x.safetensors"
+    assert solve(picture, tmp_path / "x.png", "--save", str(saved)) == 130
+    assert (tmp_path / "x.png").is_file()
+    assert "interrupted after level 1 of 2" in Result.load(saved).warnings
+
+
 # ---- info ----
 
 
@@ -209,6 +246,19 @@ def test_info_names_versions_and_libraries(capsys):
     assert "leaves64" in printed
     backend = os.environ.get("DSG_BACKEND") or "core"
     assert f"backend        {backend}" in printed.splitlines()
+
+
+def test_info_describes_a_bundled_prior(capsys):
+    assert main(["info", "leaves_latent"]) == 0
+    assert "network on latents of leaves_vq4" in capsys.readouterr().out
+    assert main(["info", "leaves_laten"]) == 2
+    assert "did you mean 'leaves_latent'" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_the_command():
+    call = [sys.executable, "-m", "diffstategrad", "info", "leaves64"]
+    done = subprocess.run(call, capture_output=True, text=True)
+    assert done.returncode == 0 and "network on pixels" in done.stdout
 
 
 def test_the_command_is_installed():

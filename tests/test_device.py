@@ -188,8 +188,8 @@ def test_a_result_there_is_scored_saved_and_shown(tmp_path):
         for name, value in here.score(truth).items():
             got = there.score(of)[name]
             torch.testing.assert_close(got, value, rtol=1e-3, atol=0, equal_nan=True)
-    there.save(tmp_path / "r")
-    again = Result.load(tmp_path / "r")
+    there.save(tmp_path / "r.safetensors")
+    again = Result.load(tmp_path / "r.safetensors")
     for name in ("x", "samples", "y", "residual", "std"):
         got, saved = getattr(there, name), getattr(again, name)
         assert torch.equal(got.cpu(), saved) and not isinstance(saved, Mirrored)

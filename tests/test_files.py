@@ -81,14 +81,14 @@ def test_so_is_a_place_that_takes_no_files(name, result, tmp_path):
 
 
 def test_what_is_no_file_is_not_replaced(result, tmp_path):
-    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    pipe, folder = tmp_path / "pipe.safetensors", tmp_path / "folder.safetensors"
     os.mkfifo(pipe)  # in place of a device: wrong code would destroy a real one
     folder.mkdir()
     for path in (pipe, folder):
         with pytest.raises(OSError, match=r"cannot write .*: it is there, and"):
             result.save(path)
     assert pipe.is_fifo() and folder.is_dir()
-    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+    assert sorted(os.listdir(tmp_path)) == [folder.name, pipe.name]
 
 
 def test_a_link_still_points_to_what_is_written(tmp_path):

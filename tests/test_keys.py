@@ -104,11 +104,19 @@ def check(shapes, **options):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("out.0.bias"), "tensor 'conv_norm_out.bias' is missing (1 in"),
+        (lambda d: d.pop("out.0.bias"), "tensor 'out.0.bias' is missing (1 in all)"),
+        (
+            lambda d: d.pop("middle_block.1.qkv.bias"),
+            "tensor 'middle_block.1.qkv.bias' is missing (1 in all)",
+        ),
+        (
+            lambda d: [d.pop(f"out.0.{kind}") for kind in ("weight", "bias")],
+            "tensor 'conv_norm_out.weight', 'conv_norm_out.bias' is missing",
+        ),
         (lambda d: d.pop("out.2.weight"), "tensor 'out.2.weight' is missing"),
         (
             lambda d: [d.pop(f"middle_block.{i}.in_layers.0.bias") for i in (0, 2)],
-            "'mid_block.resnets.0.norm1.bias', 'mid_block.resnets.1.norm1.bias' is "
+            "'middle_block.0.in_layers.0.bias', 'middle_block.2.in_layers.0.bias' is "
             "missing (2 in all)",
         ),
         (lambda d: d.update(more=(1,)), "unexpected tensor 'more' (1 in all)"),

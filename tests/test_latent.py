@@ -258,7 +258,7 @@ def test_nothing_is_drawn_that_is_not_used():
     for options, shapes in (
         ({}, [n_z]),
         ({"encode": "draw"}, [n_z] + [n_z] * 3),
-        ({"encode": "draw", "gamma": 0.0}, [n_z]),
+        ({"grid": "official", "steps": 4, "gamma": 0.0}, [n_z] + [n_z] * 4),
         ({"renoise": "gaussian"}, [n_z] + [n_y] * 3),
         ({"renoise": "gaussian", "omega": 0.0}, [n_z]),
         ({"eta": 0.5}, [n_z] + [n_z] * 2),  # the last step adds none
@@ -337,8 +337,10 @@ def test_more_samples_leave_the_first_ones_as_they_are():
     "options, message",
     [
         ({"n": 0}, "n must be an int >= 1, got 0"),
+        ({"steps": 0}, r"^steps must be an int in 1\.\.1000, got 0"),
         ({"steps": 1001}, "must be an int in 1..1000, got 1001"),
         ({"steps": True}, "must be an int in 1..1000, got True"),
+        ({"steps": 3, "grid": "official"}, "use 2 or 4 steps, or grid='even'"),
         ({"eta": 1.5}, r"eta must lie in \[0, 1\], got 1.5"),
         ({"batch": 0}, "batch must be an int >= 1"),
         ({"grid": "offical"}, "'offical'; did you mean 'official'"),
@@ -371,7 +373,7 @@ def test_a_method_and_a_prior_of_different_spaces_are_refused():
     A = OPERATORS["blur"]
     y = measured(A)
     pixels = NetworkPrior(NETWORK, name="pixels")
-    with pytest.raises(ValueError, match=r"psld works on the latents.*got 'pixels'"):
+    with pytest.raises(ValueError, match=r"such as 'leaves_latent', got 'pixels'"):
         run(y, A, "psld", pixels)
     with pytest.raises(ValueError, match=r"dps works on pixels.*latent_dps, psld"):
         run(y, A, "dps", prior_of())

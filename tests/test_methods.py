@@ -80,16 +80,20 @@ VARIANTS = {
         "latent_dps",
         {"grid": "official", "scale_rule": "alpha_bar", "backprop_unet": False},
     ),
-    "psld-official": ("psld", method_options("psld", preset="official") | {"steps": 4}),
+    "psld-official": (
+        "psld",
+        method_options("psld", preset="official") | {"steps": 4, "encode": "mean"},
+    ),
     "psld-poisson": ("psld", {"renoise": "poisson"}),
     "psld-no-glue": ("psld", {"gamma": 0.0}),
     "resample-official": (
         "resample",
         method_options("resample", preset="dsg_official")
-        | {"steps": 8, "every": 2, "travel": 2, "window": 1},
+        | {"steps": 8, "every": 1, "travel": 1, "window": 1, "encode": "mean"}
+        | {"project_pixels": False, "project_by": "state"},
     ),
     "resample-own-ends": ("resample", {"tolerance": SIGMA, "pixel_steps": 100}),
-    "resample-not-last": ("resample", {"project_final": False, "eta": 0.5}),
+    "resample-noisy": ("resample", {"eta": 0.5}),
     "latent_daps-2024": ("latent_daps", {"version": "2024", "centre": "mean"}),
     "latent_daps-hmc": ("latent_daps", {"dynamics": "hmc", "clamp": True}),
     "latent_daps-mh": ("latent_daps", {"dynamics": "mh", "schedule": "official"}),
@@ -662,8 +666,8 @@ def test_an_unknown_key_in_a_method_file_is_named(tmp_path, monkeypatch):
 @methods
 def test_a_result_is_saved_with_its_details(method, tmp_path):
     result = solve(method, measured(2), LINEAR["inpainting"])
-    result.save(tmp_path / "r")
-    again = Result.load(tmp_path / "r")
+    result.save(tmp_path / "r.safetensors")
+    again = Result.load(tmp_path / "r.safetensors")
     assert torch.equal(again.x, result.x) and again.trace == result.trace
     assert again.details == result.details
     assert again.spec["method"] == SAMPLERS[method](**QUICK[method]).spec()

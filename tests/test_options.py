@@ -23,7 +23,7 @@ from test_methods import (
 import diffstategrad as dsg
 from diffstategrad import DAPS
 from diffstategrad.operators import BlindBlur
-from diffstategrad.priors import Prior
+from diffstategrad.priors import LatentPrior, Prior
 from diffstategrad.samplers import as_sampler, method_options
 
 ROWS = [(name, option) for name, cls in SAMPLERS.items() for option in cls.needs]
@@ -35,7 +35,7 @@ def choices(annotation):
         return [False, True]
     parts = get_args(annotation)
     if not parts:
-        return {int: [1, 2], float: [0.3, 0.6]}.get(annotation, [annotation])
+        return {int: [1, 2], float: [0.3, 0.6, 0.0]}.get(annotation, [annotation])
     if hasattr(annotation, "__metadata__"):
         return choices(parts[0])
     return [value for part in parts for value in choices(part)]
@@ -105,8 +105,8 @@ class Uneven(Prior):
 
 UNEVEN = Uneven()
 
-#: recompute changes memory alone; encode does nothing where the encoder gives no
-#: distribution, glue where gamma is 0, window in as few iterations as here.
+#: recompute changes memory alone, window does nothing in as few iterations as here;
+#: encode is refused where the encoder gives no distribution, glue where gamma is 0.
 SILENT = {"recompute", "encode", "glue", "window"}
 
 
@@ -207,6 +207,35 @@ def test_noise_is_projected_by_a_projector_alone():
 
 
 @pytest.mark.parametrize(
+    ("method", "option", "reason"),
+    [
+        ("resample", {"project_pixels": True}, "project=None"),
+        ("resample", {"project_final": False}, "project=None"),
+        ("resample", {"project_by": "travelled"}, "project=None"),
+        ("resample", {"encode": "draw"}, "an autoencoder whose encoder"),
+        ("psld", {"encode": "draw"}, "an autoencoder whose encoder"),
+    ],
+)
+def test_what_a_problem_leaves_without_effect_is_refused(method, option, reason):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"{name} has no effect with {reason}"):
+        solve(method, **option)
+    # typed as it is without, it does no harm
+    default = SAMPLERS[method].model_fields[name].default
+    assert solve(method, **{name: default}).x.isfinite().all()
+
+
+def test_constants_by_name_may_have_no_effect_on_a_problem():
+    preset = {"preset": "dsg_official", "every": 2, "travel": 2, "steps": 8}
+    result = solve("resample", **preset)
+    method = dict(result.spec["method"])
+    assert not {"encode", "project_pixels", "project_by"} & set(method)
+    assert torch.equal(solve(method.pop("name"), **method).x, result.x)
+    with pytest.raises(ValueError, match="project_by has no effect with project=None"):
+        solve("resample", **preset, project_by="travelled")
+
+
+@pytest.mark.parametrize(
     ("operator", "given", "missing"),
     [
         (BLUR, "lr_kernel", "GaussianBlur, which has no unknown kernel"),
@@ -231,6 +260,31 @@ def test_network_calls_are_foretold(variant):
     most = SAMPLERS[name](**options).calls
     nfe = solve(variant).nfe
     assert nfe <= most if name == "dmplug" else nfe == most
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if v.startswith(("resample", "latent_daps"))]
+)
+def test_passes_through_the_decoder_are_foretold(variant, monkeypatch):
+    name, options = options_of(variant)
+    decode, passes = LatentPrior.decode, []
+    monkeypatch.setattr(
+        LatentPrior, "decode", lambda *args: passes.append(0) or decode(*args)
+    )
+    most = {"tolerance": 0.0} if name == "resample" else {}
+    project = None if variant in UNPROJECTED else True
+    solve(variant, project=project, **most)
+    assert len(passes) == SAMPLERS[name](**options).decodes
+    most = SAMPLERS[name]().decodes
+    assert f"plus up to {most} passes through the decoder)" in dsg.describe(name)
+    assert "decoder)" not in dsg.describe("psld")
+
+
+def test_where_decoding_is_most_of_the_work_the_bar_counts_levels(capsys):
+    assert SAMPLERS["latent_daps"](**QUICK["latent_daps"]).calls == 6
+    solve("latent_daps", progress=True)
+    shown = capsys.readouterr().err
+    assert "3/3 [" in shown and "level" in shown and "/6 [" not in shown
 
 
 @pytest.mark.parametrize(

@@ -336,6 +336,7 @@ def test_the_state_that_projects_is_the_one_before_time_travel_or_after_it(monke
             return latents(self, start, state)
 
         monkeypatch.setattr(_Fit, "latents", fit)
+        # of a square state P keeps all: the runs differ in nothing else
         dsg.solve(
             *(torch.zeros(1, 3, SIZE, SIZE), BLUR, PRIOR, "resample"),
             **{
@@ -344,6 +345,7 @@ def test_the_state_that_projects_is_the_one_before_time_travel_or_after_it(monke
                 "travel": 1,
                 "pixel_steps": 1,
                 "progress": False,
+                "project": StateProjector(energy=1.0),
             },
             **{"latent_steps": 1, "sigma": SIGMA, "project_by": by},
         )
@@ -387,6 +389,7 @@ def test_the_result_agrees_with_the_measurement():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"steps": 13}, "steps=13 end before the first .* it needs steps >= 14"),
         ({"every": 3, "travel": 4}, "travel must be <= every=3, got 4"),
         ({"travel_levels": "official"}, "travel_levels has no effect with grid='even'"),
         ({"likelihood": "poisson", "norm": "gradient"}, "likelihood has no effect"),

@@ -624,8 +624,8 @@ def test_the_oracle_among_iterates_is_in_the_score_alone(kind, tmp_path):
     # rounded to 11 bits
     assert (score > torch.stack(psnr).amax(0) - 1e-2).all()
 
-    result.save(tmp_path / "r")
-    again = dsg.Result.load(tmp_path / "r")
+    result.save(tmp_path / "r.safetensors")
+    again = dsg.Result.load(tmp_path / "r.safetensors")
     assert torch.equal(again.score(x)["oracle_iterate_psnr"], score)
     few = run(kind, y, operator, n_samples=2, keep=2).details["iterates"]
     assert len(few) <= 2 and torch.equal(few[0], kept[0])
@@ -884,8 +884,8 @@ def test_a_blind_batch_is_a_loop_and_falls(tmp_path):
         parts = [result.details["unknowns"][name] for result in alone]
         np.testing.assert_array_equal(value, np.concatenate(parts))
     assert both.trace[-1]["residual"] < 0.7 * both.trace[0]["residual"]
-    both.save(tmp_path / "r")
-    loaded = dsg.Result.load(tmp_path / "r").details["unknowns"]
+    both.save(tmp_path / "r.safetensors")
+    loaded = dsg.Result.load(tmp_path / "r.safetensors").details["unknowns"]
     np.testing.assert_array_equal(loaded["kernel"], both.details["unknowns"]["kernel"])
 
 

@@ -157,6 +157,7 @@ WRONG = {
         ValueError,
         "device meta cannot be used: it holds no values",
     ),
+    "device-not-built": ({"device": "hpu"}, ValueError, "torch is built without it"),
     "device-nonsense": ({"device": "gpu:7"}, ValueError, "device gpu:7 cannot be used"),
     "device-number": ({"device": 1.5}, ValueError, "device 1.5 cannot be used"),
     "dtype-half": ({"dtype": torch.float16}, TypeError, "got torch.float16"),
@@ -505,6 +506,14 @@ def test_a_residual_far_from_one_is_a_warning():
     assert re.match(level, far.warnings[-1])
 
 
+def test_a_measurement_of_8_bit_images_is_told_from_one_that_fits_badly():
+    y = measured()
+    wrong = solve(255 * y / y.abs().max())
+    assert wrong.warnings[-1].endswith("y has values up to 255: images are in [-1, 1]")
+    far = solve(prior=lambda x, sigma: x * 0 + 5)
+    assert "y has values" not in far.warnings[-1]
+
+
 def test_the_best_sample_is_that_of_the_smallest_residual(result):
     best = result.residual.argmin(0)
     for i in range(2):
@@ -571,6 +580,8 @@ def test_score_takes_arrays_and_refuses_other_shapes(result):
         result.score(x[:1])
     with pytest.raises(TypeError, match="x_true must be a tensor or an array"):
         result.score(x.tolist())
+    with pytest.raises(ValueError, match=r"x_true has values up to 255: .* \[-1, 1\]"):
+        result.score(torch.full_like(x, 255))
 
 
 # ---- pictures ----
@@ -641,8 +652,8 @@ def test_saving_and_loading_keeps_everything(result, tmp_path):
 )
 def test_a_saved_run_can_be_run_again_from_its_spec(operator, tmp_path):
     first = solve(measured(2, operator), operator, project=True, seed=5)
-    first.save(tmp_path / "r")
-    loaded = Result.load(tmp_path / "r")
+    first.save(tmp_path / "r.safetensors")
+    loaded = Result.load(tmp_path / "r.safetensors")
     spec = loaded.spec
     prior = spec["prior"]
     assert prior.pop("name") == "gaussian"
@@ -664,36 +675,43 @@ def test_a_saved_run_can_be_run_again_from_its_spec(operator, tmp_path):
 
 
 def test_saving_replaces_an_older_file(result, tmp_path):
-    path = tmp_path / "r"
+    path = tmp_path / "r.safetensors"
     path.write_text("old")
     result.save(str(path))
     assert torch.equal(Result.load(str(path)).x, result.x)
 
 
 def test_a_saved_file_is_as_readable_as_any_other(result, tmp_path):
-    result.save(tmp_path / "r")
+    result.save(tmp_path / "r.safetensors")
     (tmp_path / "other").write_text("")
-    mode = (tmp_path / "r").stat().st_mode
+    mode = (tmp_path / "r.safetensors").stat().st_mode
     assert mode == (tmp_path / "other").stat().st_mode
 
 
 def test_saving_into_a_missing_folder_is_an_error(result, tmp_path):
     with pytest.raises(FileNotFoundError):
-        result.save(tmp_path / "missing" / "r")
+        result.save(tmp_path / "missing" / "r.safetensors")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_save_leaves_no_half_written_file(result, tmp_path):
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.safetensors").mkdir()
     with pytest.raises(OSError):
-        result.save(tmp_path / "folder")
-    assert os.listdir(tmp_path) == ["folder"]
-    (tmp_path / "old").write_text("old")
+        result.save(tmp_path / "a.safetensors")
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    (tmp_path / "b.safetensors").write_text("old")
     broken = Result(**{**vars(result), "spec": {"x": object()}})
     with pytest.raises(TypeError):
-        broken.save(tmp_path / "old")
-    assert sorted(os.listdir(tmp_path)) == ["folder", "old"]
-    assert (tmp_path / "old").read_text() == "old"
+        broken.save(tmp_path / "b.safetensors")
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.safetensors"]
+    assert (tmp_path / "b.safetensors").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["r", "r.png", "r.safetensors.gz", ".safetensors"])
+def test_a_file_of_another_name_is_refused(result, tmp_path, name):
+    with pytest.raises(ValueError, match=f"saved as .safetensors, got .*{name}$"):
+        result.save(tmp_path / name)
+    assert os.listdir(tmp_path) == []
 
 
 def test_saving_where_one_may_not_write_is_an_error(result, tmp_path, monkeypatch):
@@ -703,7 +721,7 @@ def test_saving_where_one_may_not_write_is_an_error(result, tmp_path, monkeypatc
     # a read-only folder would not stop root
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(PermissionError):
-        result.save(tmp_path / "r")
+        result.save(tmp_path / "r.safetensors")
     assert os.listdir(tmp_path) == []
 
 
@@ -763,23 +781,25 @@ FOREIGN = {
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_foreign_safetensors_file_is_refused(kind, tmp_path):
     tensors, metadata = FOREIGN[kind]
-    save_file(tensors, tmp_path / "r", metadata)
-    with pytest.raises(ValueError, match=r"r is no saved Result"):
-        Result.load(tmp_path / "r")
+    save_file(tensors, tmp_path / "r.safetensors", metadata)
+    with pytest.raises(ValueError, match=r"r\.safetensors is no saved Result"):
+        Result.load(tmp_path / "r.safetensors")
 
 
 def test_the_smallest_saved_result_loads(tmp_path):
-    save_file(arrays(), tmp_path / "r", {"format": FORMAT, "record": record()})
-    assert Result.load(tmp_path / "r").nfe == 1
+    save_file(
+        arrays(), tmp_path / "r.safetensors", {"format": FORMAT, "record": record()}
+    )
+    assert Result.load(tmp_path / "r.safetensors").nfe == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.99])
 def test_a_truncated_file_is_refused(result, share, tmp_path):
-    result.save(tmp_path / "r")
-    data = (tmp_path / "r").read_bytes()
-    (tmp_path / "r").write_bytes(data[: int(share * len(data))])
+    result.save(tmp_path / "r.safetensors")
+    data = (tmp_path / "r.safetensors").read_bytes()
+    (tmp_path / "r.safetensors").write_bytes(data[: int(share * len(data))])
     with pytest.raises(ValueError, match="no saved Result"):
-        Result.load(tmp_path / "r")
+        Result.load(tmp_path / "r.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -794,14 +814,14 @@ def test_a_truncated_file_is_refused(result, share, tmp_path):
     ],
 )
 def test_other_files_are_refused(data, tmp_path):
-    (tmp_path / "r").write_bytes(data)
+    (tmp_path / "r.safetensors").write_bytes(data)
     with pytest.raises(ValueError, match="no saved Result"):
-        Result.load(tmp_path / "r")
+        Result.load(tmp_path / "r.safetensors")
 
 
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
-        Result.load(tmp_path / "r")
+        Result.load(tmp_path / "r.safetensors")
 
 
 def test_a_folder_is_no_result(tmp_path):

@@ -66,10 +66,12 @@ _PREDICTIONS: dict[str, Prediction] = {
     "v_prediction": "v",
     "sample": "start_x",
 }
+_PARALLEL = "module."  # in the names of a DistributedDataParallel
 _EMPTY_PROMPT = "empty_prompt.safetensors"
 _LDM_SCHEDULE = TableSchedule()
 _ADM_SCHEDULE = TableSchedule(1e-4, 0.02, sqrt=False)
 _MAX_TIMES = 1 << 16
+_ASSUMED = " (assumed, the file does not tell)"
 _TOKENS, _BEGIN, _END = 77, 49406, 49407  # of CLIP's text encoder
 
 
@@ -148,6 +150,8 @@ class Checkpoint:
     first_stage : Part or None
         None for a network on pixels.
     schedule : TableSchedule
+    tells_schedule : bool
+        Whether it is the file's; else it is that of the method's publication.
     prediction : "epsilon", "v" or "start_x"
     weights : str
         "raw" or "ema": which weights of the network these are.
@@ -167,6 +171,7 @@ class Checkpoint:
     network: Part | None = None
     first_stage: Part | None = None
     schedule: TableSchedule = _LDM_SCHEDULE
+    tells_schedule: bool = True
     prediction: Prediction = "epsilon"
     weights: str = "raw"
     offered: tuple[str, ...] = ("raw",)
@@ -219,7 +224,7 @@ class Checkpoint:
             if width and not self.takes_text:  # of which it is no width
                 lines["attention"] = f"heads of {width} channels"
                 if self.path.is_file():
-                    lines["attention"] += " (assumed, the file does not tell)"
+                    lines["attention"] += _ASSUMED
             code = " and the code of a variance" if self.learned_variance else ""
             lines["predicts"] = self.prediction + code
         if stage is not None:
@@ -244,6 +249,8 @@ class Checkpoint:
                 f"beta {s.start:g} to {s.end:g}, {rule}, {s.n} times: "
                 f"sigma {s.sigma_of_t(0):.3g} to {s.sigma_of_t(s.n - 1):.3g}"
             )
+            if not self.tells_schedule:
+                lines["schedule"] += _ASSUMED
             if len(self.offered) > 1:
                 lines["weights"] = f"{self.weights} (of {', '.join(self.offered)})"
         return lines
@@ -333,6 +340,8 @@ def open_checkpoint(
     if path.is_dir():
         return _open_folder(path, weights)
     tensors = read_tensors(path)
+    if all(name.startswith(_PARALLEL) for name in tensors):
+        tensors = tensors.below(_PARALLEL)
     names = tensors.shapes
     unet = (head_width, qkv_order)
     if any(name.startswith((_UNET, _FIRST)) for name in names):
@@ -343,6 +352,7 @@ def open_checkpoint(
             "guided diffusion (ADM) network on pixels",
             network=_unet_part(tensors, *unet),
             schedule=_ADM_SCHEDULE,
+            tells_schedule=False,
             weights=weights,
         )
     if "quantize.embedding.weight" in names:
@@ -445,6 +455,7 @@ def _open_ldm(
         network=_unet_part(network, head_width, order),
         first_stage=_vq_part(tensors.below(_FIRST, without=(f"{_FIRST}loss.",))),
         schedule=_schedule_of(tensors),
+        tells_schedule="betas" in tensors.shapes,
         weights=weights,
         offered=("raw",) if average is None else ("raw", "ema"),
         scale=scale,
@@ -587,6 +598,11 @@ def _new_name(name: str) -> str:
 
 def _scheduler(place: Path) -> tuple[TableSchedule, Prediction]:
     path = place / "scheduler_config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{place}: it has no {path.name}, which tells the noise schedule: save the "
+            "whole pipeline, or put that of the training there"
+        )
     config = _json(path)
     rule = config.get("beta_schedule")
     prediction = config.get("prediction_type", "epsilon")

@@ -357,7 +357,8 @@ def check_keys(net: nn.Module, shapes: Shapes, rows: list[Row], head: int = 1) -
         raise ValueError("larger than any network of this kind")
     targets = {row.target for row in rows}
     if missing := [name for name in wanted if name not in targets]:
-        raise ValueError(_listed("tensor {} is missing", missing))
+        names = list(dict.fromkeys(_source(name, rows) for name in missing))
+        raise ValueError(_listed("tensor {} is missing", names))
     if extra := [row.source for row in rows if row.target not in wanted]:
         raise ValueError(_listed("unexpected tensor {}", extra))
     if len(targets) < len(rows):
@@ -375,6 +376,16 @@ def check_keys(net: nn.Module, shapes: Shapes, rows: list[Row], head: int = 1) -
     if wrong:
         more = f" ({len(wrong)} in all)" if len(wrong) > 1 else ""
         raise ValueError("; ".join(wrong[:_LISTED]) + more)
+
+
+def _source(target: str, rows: list[Row]) -> str:
+    """Name in the file of a tensor that is missing there, from that of the module's
+    other one; without, as in the network."""
+    module, _, kind = target.rpartition(".")
+    for row in rows:
+        if row.target.rpartition(".")[0] == module:
+            return f"{row.source.rpartition('.')[0]}.{kind}"
+    return target
 
 
 def fill(

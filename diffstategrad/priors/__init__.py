@@ -1,21 +1,15 @@
-"""Priors: what images look like.
-
-To add a bundled one: its weights in ``weights/``, and its line in `BUNDLED`.
-"""
+"""Priors: what images look like."""
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from diffstategrad._options import nearest
 from diffstategrad.priors.base import CallablePrior, NoPrior, Prior
 from diffstategrad.priors.gaussian import GaussianPrior
 from diffstategrad.priors.latent import LatentPrior
 from diffstategrad.priors.network import NetworkPrior
-from diffstategrad.priors.pretrained import describe_prior, load_prior
-from diffstategrad.priors.spectrum import PROFILES
+from diffstategrad.priors.pretrained import BUNDLED, describe_prior, load_prior
 
 __all__ = [
     "BUNDLED",
@@ -30,36 +24,31 @@ __all__ = [
     "load_prior",
 ]
 
-#: Name -> file in the package's weights folder.
-BUNDLED = {
-    "leaves64": "leaves64.safetensors",
-    "leaves_latent": "leaves_latent.safetensors",
-}
-
 
 def as_prior(prior: Any) -> Prior:
-    """A Prior from a bundled name, a path (as `load_prior` takes), a Prior or a
-    callable; its `to` sets precision, memory layout and compilation of the network.
+    """A Prior from a bundled name or a path (by `load_prior`), a Prior or a callable;
+    its `to` sets precision, memory layout and compilation of the network.
 
     Raises
     ------
     ValueError
         For an unknown name or an unreadable file.
     TypeError
-        For anything else that is not callable.
+        For an object of `diffusers` and for anything else that is not callable.
     """
     if isinstance(prior, Prior):
         return prior
-    if isinstance(prior, str) and prior in BUNDLED:
-        weights = Path(str(files("diffstategrad.weights") / BUNDLED[prior]))
-        bundled = load_prior(weights, name=prior)
-        bundled.profile = PROFILES.get(prior)
-        return bundled
     if isinstance(prior, str | Path):
-        if Path(prior).exists():
+        try:
             return load_prior(prior)
-        raise ValueError(
-            f"no prior and no file named {str(prior)!r}{nearest(prior, BUNDLED)}"
+        except FileNotFoundError as error:
+            raise ValueError(str(error)) from error
+    kind = type(prior)
+    if kind.__module__.startswith("diffusers."):  # its calls are none of a prior
+        raise TypeError(
+            f"a {kind.__name__} of diffusers is no prior: give the folder that its "
+            "pipeline was saved in, or wrap the network, NetworkPrior(lambda z, t: "
+            "net(z, t).sample, schedule=..., channels=...)"
         )
     if callable(prior):
         return CallablePrior(prior)

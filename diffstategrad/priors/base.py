@@ -59,6 +59,17 @@ class Prior(ABC):
     def spec(self) -> dict[str, Any]:
         """What it is, as JSON values."""
 
+    def __repr__(self) -> str:
+        spec = self.spec()
+        parts = [str(spec.get("function", spec.get("name")))]
+        if spec.get("latent"):
+            parts.append("on latents")
+        if self.channels is not None:
+            parts.append(f"{self.channels} channels")
+        if self.stride > 1:
+            parts.append(f"sides multiples of {self.stride}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
     def predict(self, z: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor | None]:
         """Noise prediction at signal variance `alpha_bar`, 0 < alpha_bar < 1.
 

@@ -88,8 +88,11 @@ def describe(method: str) -> str:
         "takes project=StateProjector(...)" if cls.projection else cls.no_projection
     )
     lines.append(f"  ({project})")
-    calls = cls().calls
-    lines.append(f"  ({calls} network calls for an image at the defaults, at most)")
+    calls, decodes = cls().calls, cls().decodes
+    plus = f", plus up to {decodes} passes through the decoder" if decodes else ""
+    lines.append(
+        f"  ({calls} network calls for an image at the defaults, at most{plus})"
+    )
     for kind, names in zip(("task", "preset"), published(method), strict=True):
         if names:
             lines.append(f"  constants for {kind}={', '.join(names)}")
@@ -183,6 +186,9 @@ def as_sampler(method: str | Sampler, options: dict[str, Any]) -> Sampler:
         known = {*tasks(), *published(method)[0]}
         if task not in known:
             raise ValueError(f"unknown task {task!r}{nearest(task, known)}")
-    if task is not None or preset is not None:
-        options = _beside(cls, task, preset, options)
-    return cls(**options)
+    if task is None and preset is None:
+        return cls(**options)
+    sampler = cls(**_beside(cls, task, preset, options))
+    # only what was typed is refused where a problem leaves it without effect
+    sampler.model_fields_set.intersection_update(options)
+    return sampler

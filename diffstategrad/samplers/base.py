@@ -20,6 +20,7 @@ from diffstategrad.samplers.network import Network
 
 __all__ = [
     "LIMIT",
+    "Above",
     "Guide",
     "Level",
     "Needs",
@@ -219,8 +220,24 @@ class Survivors:
         return values
 
 
+@dataclass(frozen=True)
+class Above:
+    """The numbers beyond a bound."""
+
+    bound: float
+
+    def __contains__(self, value: float) -> bool:
+        return value > self.bound
+
+
 #: Option -> the ways for it to have an effect, each the values that other options have.
-Needs = Mapping[str, tuple[Mapping[str, tuple[Any, ...]], ...]]
+Needs = Mapping[str, tuple[Mapping[str, tuple[Any, ...] | Above], ...]]
+
+
+def _need(option: str, values: tuple[Any, ...] | Above) -> str:
+    if isinstance(values, Above):
+        return f"{option} > {values.bound:g}"
+    return f"{option}={' or '.join(map(repr, values))}"
 
 
 class Sampler(BaseModel, ABC):
@@ -278,10 +295,7 @@ class Sampler(BaseModel, ABC):
             others = dict.fromkeys(other for way in ways for other in way)
             now = ", ".join(f"{other}={getattr(self, other)!r}" for other in others)
             needed = "; or ".join(
-                " and ".join(
-                    f"{other}={' or '.join(map(repr, values))}"
-                    for other, values in way.items()
-                )
+                " and ".join(_need(other, values) for other, values in way.items())
                 for way in ways
             )
             raise ValueError(f"{option} has no effect with {now}: it needs {needed}")
@@ -314,9 +328,36 @@ class Sampler(BaseModel, ABC):
         """Network calls of a run for each image, at most."""
         return self.levels
 
+    @property
+    def decodes(self) -> int:
+        """Passes through the decoder of a run for each image, at most, where they are
+        most of its work; else 0."""
+        return 0
+
     @abstractmethod
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         """The restored images (B, C, H, W); calls `report` after every level."""
+
+    def idle_for(self, problem: Problem) -> dict[str, str]:
+        """Options that this problem leaves without effect, and what of it does."""
+        return {}
+
+    def spec_for(self, problem: Problem) -> dict[str, Any]:
+        """The `spec` without those that are not the default: it runs the problem again.
+
+        Raises
+        ------
+        ValueError
+            For one of them that was typed.
+        """
+        spec = self.spec()
+        for option, reason in self.idle_for(problem).items():
+            if getattr(self, option) == type(self).model_fields[option].default:
+                continue
+            if option in self.model_fields_set:
+                raise ValueError(f"{self.name}: {option} has no effect with {reason}")
+            spec.pop(option, None)
+        return spec
 
     def spec(self) -> dict[str, Any]:
         """Name and options as JSON values; those without effect are left out."""

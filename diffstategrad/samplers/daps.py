@@ -143,15 +143,14 @@ class Annealing(Sampler):
         """Whether a level's estimate is the denoiser's mean."""
         return self.centre == "mean"
 
+    def idle_for(self, problem: Problem) -> dict[str, str]:
+        return {} if problem.projector else {"project_noise": "project=None"}
+
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         if problem.projector and self.dynamics in ("mh", "exact"):
             raise ValueError(
                 f"{self.name} with dynamics={self.dynamics!r} takes no projector: it "
                 "has no measurement gradient"
-            )
-        if self.project_noise and problem.projector is None:
-            raise ValueError(
-                f"{self.name}: project_noise has no effect with project=None"
             )
         sigmas = daps_annealing(
             self.version, self.steps, self.sigma_max, self.sigma_min

@@ -24,10 +24,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffstategrad._backend import backend
@@ -47,7 +47,16 @@ from diffstategrad.samplers.base import (
 from diffstategrad.samplers.network import Network
 from diffstategrad.schedules import Schedule, ddim_grid, latent_grid, sigma_of
 
-__all__ = ["Guidance", "GuidedDDIM", "Step", "estimate", "sample", "steps_of"]
+__all__ = [
+    "Encode",
+    "Guidance",
+    "GuidedDDIM",
+    "Step",
+    "estimate",
+    "idle_encode",
+    "sample",
+    "steps_of",
+]
 
 Grid = Literal["even", "official"]
 #: An option of the methods that encode.
@@ -58,6 +67,13 @@ Encode = Annotated[
         "Diffusion's"
     ),
 ]
+
+
+def idle_encode(problem: Problem) -> dict[str, str]:
+    """`Sampler.idle_for` of that option."""
+    if problem.network.latent.autoencoder.stochastic:
+        return {}
+    return {"encode": "an autoencoder whose encoder gives no distribution"}
 
 
 @dataclass(frozen=True)
@@ -176,6 +192,8 @@ def sample(
     for name, value in (("n", n), ("batch", batch)):
         if not is_int(value, 1):
             raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    if not (is_int(steps, 1) and steps <= 1000):
+        raise ValueError(f"steps must be an int in 1..1000, got {steps!r}")
     if not (is_real(eta) and 0 <= eta <= 1):
         raise ValueError(f"eta must lie in [0, 1], got {eta!r}")
     if grid not in get_args(Grid):
@@ -224,6 +242,12 @@ class GuidedDDIM(Sampler):
         "or as released: ends at the first level of the table, noise of 0.04, and with "
         "1000 steps calls the network one time late",
     )
+
+    @model_validator(mode="after")
+    def _has_grid(self) -> Self:
+        if self.grid == "official":
+            latent_grid(self.steps)
+        return self
 
     @property
     def levels(self) -> int:

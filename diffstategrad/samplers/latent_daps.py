@@ -80,6 +80,12 @@ class LatentDAPS(Annealing):
         "published code for latent diffusion that of VPSchedule",
     )
 
+    @property
+    def decodes(self) -> int:
+        # of every step, mh's start, and the two estimates of a level; of the result
+        chain = self.langevin_steps + (self.dynamics == "mh")
+        return self.steps * (chain + 2) + 1
+
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         network = problem.network
         # J^T r is half of the gradient

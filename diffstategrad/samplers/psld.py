@@ -32,13 +32,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from diffstategrad.samplers.base import Needs, Problem, square_norm
+from diffstategrad.samplers.base import Above, Needs, Problem, square_norm
 from diffstategrad.samplers.ddim import (
     Encode,
     Guidance,
     GuidedDDIM,
     Step,
     estimate,
+    idle_encode,
 )
 from diffstategrad.samplers.dps import check_replicable, replicate
 
@@ -50,7 +51,10 @@ class PSLD(GuidedDDIM):
 
     name: ClassVar[str] = "psld"
     step_option: ClassVar[str | None] = "mg_scale"
-    needs: ClassVar[Needs] = {"omega": ({"renoise": ("none", "gaussian")},)}
+    needs: ClassVar[Needs] = {
+        "omega": ({"renoise": ("none", "gaussian")},),
+        **dict.fromkeys(("glue", "encode"), ({"gamma": Above(0)},)),
+    }
 
     steps: int = Field(1000, ge=1, le=1000, description="steps of the grid, S")
     omega: float = Field(1.0, ge=0, description="weight of the measurement term")
@@ -80,6 +84,9 @@ class PSLD(GuidedDDIM):
     def _measures(self) -> bool:
         """Whether the measurement term has a gradient."""
         return self.omega > 0 and self.renoise != "poisson"
+
+    def idle_for(self, problem: Problem) -> dict[str, str]:
+        return idle_encode(problem)
 
     def _check(self, problem: Problem) -> None:
         operator, y = problem.operator, problem.y

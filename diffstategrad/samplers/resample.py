@@ -44,7 +44,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -62,7 +62,13 @@ from diffstategrad.samplers.base import (
     Survivors,
     finite,
 )
-from diffstategrad.samplers.ddim import Encode, Step, estimate, steps_of
+from diffstategrad.samplers.ddim import (
+    Encode,
+    Step,
+    estimate,
+    idle_encode,
+    steps_of,
+)
 from diffstategrad.samplers.decoded import Decoded
 from diffstategrad.samplers.latent_dps import (
     BackpropUNet,
@@ -148,15 +154,41 @@ class ReSample(LatentDPS):
             raise ValueError(f"travel must be <= every={self.every}, got {self.travel}")
         return self
 
+    @model_validator(mode="after")
+    def _comes_to_resample(self) -> Self:
+        if not any(map(self._resamples, range(self.levels))):
+            every, stages = self.every, self.stages
+            enough = next(n for n in count(every) if n - n // stages >= every)
+            raise ValueError(
+                f"steps={self.steps} end before the first resampling: with "
+                f"every={every} and stages={stages} it needs steps >= {enough}"
+            )
+        return self
+
     @property
     def calls(self) -> int:
         resamplings = sum(map(self._resamples, range(self.levels)))
         return self.levels + self.travel * resamplings
 
+    @property
+    def decodes(self) -> int:
+        pixels, latents = 1 + self.project_pixels, self.latent_steps + 1
+        last = self.levels // self.stages
+        lefts = filter(self._resamples, range(self.levels))
+        resampling = sum(pixels if left >= last else latents for left in lefts)
+        return self.levels + resampling + latents
+
     def _resamples(self, left: int) -> bool:
         """Whether the step that `left` others follow ends in resampling."""
         first = self.levels - self.levels // self.stages
         return 0 < left <= first and left % self.every == 0
+
+    def idle_for(self, problem: Problem) -> dict[str, str]:
+        idle = idle_encode(problem)
+        if problem.projector is None:
+            options = ("project_pixels", "project_final", "project_by")
+            idle |= dict.fromkeys(options, "project=None")
+        return idle
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         self._check(problem)

@@ -1,0 +1,7 @@
+"""`python -m diffstategrad`: the command."""
+
+import sys
+
+from diffstategrad.cli import main
+
+sys.exit(main())
