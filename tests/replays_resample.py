@@ -33,7 +33,7 @@ def recorded_operator(z: Recording) -> operators.Operator:
 
 def options_of(meta: dict[str, Any]) -> dict[str, Any]:
     """Ours for the recorded ones, on top of the preset of the published code."""
-    official = "dsg_official" if "DiffStateGrad" in meta["solver"] else "official"
+    official = "dsg_official" if meta["period"] else "official"  # 0: no projector
     most = meta["max_iters"]
     if isinstance(most, dict):
         assert most["final"] == most["latent"]
