@@ -135,8 +135,7 @@ def _solve(args: argparse.Namespace) -> int:
     if not args.measured:
         scores = {k: round(v.item(), 4) for k, v in result.score(picture).items()}
         print(json.dumps(scores))
-    interrupted = any(w.startswith("interrupted") for w in result.warnings)
-    return 130 if interrupted else 0
+    return 130 if result.interrupted else 0
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Result:
     details : dict
         What the method has to say beside the images: which iterate it chose by which
         rule, iterates it was told to keep, unknowns of the operator it found.
+    interrupted : bool
+        Whether Ctrl-C cut the run short.
     """
 
     x: Tensor
@@ -76,6 +78,7 @@ class Result:
     spec: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
     @property
     def mean(self) -> Tensor:
@@ -238,6 +241,7 @@ class Result:
             "spec": _take_arrays(self.spec, arrays),
             "warnings": self.warnings,
             "details": _take_arrays(self.details, arrays),
+            "interrupted": self.interrupted,
         }
         metadata = {"format": _FORMAT, "record": json.dumps(record)}
         tensors = {name: array.cpu().contiguous() for name, array in arrays.items()}

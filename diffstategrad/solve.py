@@ -205,9 +205,8 @@ def solve(
     stacked = x.reshape(n_samples, b, *shape)
     apply = problem.outcome.apply or operator
     with torch.no_grad():
-        weight = measured(operator, problem.y)
-        sqnorm = square_norm(weight * (apply(x) - problem.y))
-    residual = relative(sqnorm, count(weight), float(sigma)).reshape(n_samples, b)
+        sqnorm = square_norm(report.weight * (apply(x) - problem.y))
+    residual = report.relative(sqnorm).reshape(n_samples, b)
     best = residual.nan_to_num(torch.inf).argmin(0)
     return Result(
         x=stacked[best, torch.arange(b)],
@@ -219,6 +218,7 @@ def solve(
         trace=report.trace,
         spec=spec,
         details=problem.outcome.details,
+        interrupted=report.interrupted,
         warnings=[
             *report.warnings,
             *problem.outcome.warnings,
@@ -245,10 +245,11 @@ class _Report:
             progress = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.callback, self.levels = callback, sampler.levels
         self.step_option = sampler.step_to_lower
-        weight = measured(problem.operator, problem.y)
-        self.m, self.sigma = count(weight), problem.sigma
+        self.weight = measured(problem.operator, problem.y)
+        self.m, self.sigma = count(self.weight), problem.sigma
         # what the lost entries add to the ||A(x) - y||^2 of every level
-        self.lost = square_norm((1 - weight) * problem.y).cpu()
+        self.lost = square_norm((1 - self.weight) * problem.y).cpu()
+        self.interrupted = False
         self.trace: list[dict[str, Any]] = []
         self.warnings: list[str] = []
         self.diverged: set[int] = set()
@@ -267,6 +268,10 @@ class _Report:
         if not self.by_level:
             problem.network.on_call = lambda calls: self.bar.update(calls - self.bar.n)
 
+    def relative(self, sqnorm: Tensor) -> Tensor:
+        """The residual of a squared norm over the measured entries."""
+        return relative(sqnorm, self.m, self.sigma)
+
     def run(self, sampler: Sampler, problem: Problem) -> Tensor:
         """The sampler's result, or the last level's where the run was cut short."""
         try:
@@ -275,6 +280,7 @@ class _Report:
             if self.last is None:
                 raise
             if isinstance(reason, KeyboardInterrupt):
+                self.interrupted = True
                 self.warnings.append(
                     f"interrupted after level {self.last[0] + 1} of {self.levels}"
                 )
@@ -300,7 +306,7 @@ class _Report:
         sqnorm = level.sqnorm.cpu()  # another device is waited for here, once
         self._note_divergence(level, sqnorm)
         misfit = (sqnorm - self.lost).clamp_min(0).nanmean()
-        residual = relative(misfit, self.m, self.sigma).item()
+        residual = self.relative(misfit).item()
         entry: dict[str, Any] = {"sigma": level.sigma, "residual": residual}
         if level.ranks is not None and level.kept is not None:
             entry["rank"] = _mean(level.ranks)

@@ -232,7 +232,9 @@ def test_what_ctrl_c_left_is_written_and_the_status_is_130(
     saved = tmp_path / "x.safetensors"
     assert solve(picture, tmp_path / "x.png", "--save", str(saved)) == 130
     assert (tmp_path / "x.png").is_file()
-    assert "interrupted after level 1 of 2" in Result.load(saved).warnings
+    result = Result.load(saved)
+    assert result.interrupted
+    assert "interrupted after level 1 of 2" in result.warnings
 
 
 # ---- info ----

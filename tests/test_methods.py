@@ -396,6 +396,7 @@ def test_ctrl_c_returns_what_has_been_reached(method):
     result = solve(method, callback=lambda lv: seen.append(lv.x0y) or interrupt(lv))
     (warning,) = [w for w in result.warnings if "interrupted" in w]
     assert warning.startswith("interrupted after level 1 of ")
+    assert result.interrupted
     assert torch.equal(result.x, seen[0]) and result.x.isfinite().all()
     assert len(result.trace) == 1
 
