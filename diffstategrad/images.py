@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
     return np.asarray(grey.convert("RGB"))
 
 
-def check_format(path: str | Path) -> str:
+def check_format(path: str | os.PathLike[str]) -> str:
     """Pillow's name of the format; ValueError when the name's ending is that of no
     picture that can be written."""
     ending = Path(path).suffix.lower()
@@ -85,7 +86,7 @@ def check_format(path: str | Path) -> str:
     return name
 
 
-def save_image(path: str | Path, x: Tensor) -> None:
+def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
     """Writes (C, H, W) or (1, C, H, W) in [-1, 1] as a picture file, whole or not at
     all; OSError where that fails."""
     if not isinstance(x, Tensor):

@@ -46,6 +46,7 @@ __all__ = [
     "ddim_grid",
     "ddpm_tables",
     "latent_grid",
+    "latent_times",
     "layer_grid",
     "poly_grid",
     "sigma_of",
@@ -399,6 +400,19 @@ def ddim_grid(
     return _ddim(times, a, np.append(1.0, a[:-1]), eta)
 
 
+def latent_times(steps: int) -> np.ndarray:
+    """Network times of `latent_grid`; arguments and errors as there."""
+    _check_count("latent_grid: steps", steps, 1, _TIMES)
+    if _ends_beyond(steps):
+        near = (range(steps, 0, -1), range(steps, _TIMES + 1))
+        fewer, more = (next(n for n in ns if not _ends_beyond(n)) for ns in near)
+        raise ValueError(
+            f"latent_grid: {steps} steps end at network time {_TIMES}, which has no "
+            f"entry in a table of {_TIMES}: use {fewer} or {more} steps, or grid='even'"
+        )
+    return np.arange(0, _TIMES, _TIMES // steps) + 1
+
+
 def latent_grid(
     steps: int, *, eta: float = 0.0, schedule: Schedule | None = None
 ) -> DDIMGrid:
@@ -425,15 +439,7 @@ def latent_grid(
         Also when the grid would end at time 1000, which these codes cannot run, or
         start at a level without noise.
     """
-    _check_count("latent_grid: steps", steps, 1, _TIMES)
-    if _ends_beyond(steps):
-        near = (range(steps, 0, -1), range(steps, _TIMES + 1))
-        fewer, more = (next(n for n in ns if not _ends_beyond(n)) for ns in near)
-        raise ValueError(
-            f"latent_grid: {steps} steps end at network time {_TIMES}, which has no "
-            f"entry in a table of {_TIMES}: use {fewer} or {more} steps, or grid='even'"
-        )
-    timesteps = np.arange(0, _TIMES, _TIMES // steps) + 1
+    timesteps = latent_times(steps)
     index = timesteps - 1 if steps == _TIMES else timesteps
     abar = (schedule or TableSchedule()).alpha_bar(np.arange(_TIMES))
     abar = abar.astype(np.float32).astype(np.float64)

@@ -30,9 +30,15 @@ class Border:
 
     def __init__(self, network: Any):
         self.network = network
-        self.dtype = _dtype(network)
         self.channels_last = self.compile = False
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        if not isinstance(self.network, nn.Module):
+            return None
+        parameters = self.network.parameters()
+        return next((p.dtype for p in parameters if p.is_floating_point()), None)
 
     def to(
         self,
@@ -54,7 +60,6 @@ class Border:
             names = ", ".join(str(known) for known in _PRECISIONS)
             raise ValueError(f"a network's dtype must be one of {names}, got {dtype!r}")
         self.network.to(device=device, dtype=dtype)
-        self.dtype = _dtype(self.network)
         if channels_last is not None:
             self.channels_last = channels_last
             layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -105,11 +110,3 @@ def check_differentiable(out: Tensor, x: Tensor, what: str) -> None:
             f"the method differentiates through the prior, and {what} returned an "
             "array without a gradient: compute it by torch from what it is given"
         )
-
-
-def _dtype(network: Any) -> torch.dtype | None:
-    """That of the weights."""
-    if not isinstance(network, nn.Module):
-        return None
-    dtypes = (p.dtype for p in network.parameters() if p.is_floating_point())
-    return next(dtypes, None)

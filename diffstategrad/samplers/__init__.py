@@ -88,11 +88,11 @@ def describe(method: str) -> str:
         "takes project=StateProjector(...)" if cls.projection else cls.no_projection
     )
     lines.append(f"  ({project})")
-    calls, decodes = cls().calls, cls().decodes
-    plus = f", plus up to {decodes} passes through the decoder" if decodes else ""
-    lines.append(
-        f"  ({calls} network calls for an image at the defaults, at most{plus})"
-    )
+    default = cls()
+    work = f"{default.calls} network calls for an image at the defaults, at most"
+    if default.decodes:
+        work += f", plus up to {default.decodes} passes through the decoder"
+    lines.append(f"  ({work})")
     for kind, names in zip(("task", "preset"), published(method), strict=True):
         if names:
             lines.append(f"  constants for {kind}={', '.join(names)}")

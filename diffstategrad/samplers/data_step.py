@@ -23,6 +23,7 @@ from diffstategrad.operators import Inpainting, Operator
 from diffstategrad.reference.differences import differences, differences_adjoint
 from diffstategrad.samplers.base import Problem, square_norm
 from diffstategrad.samplers.conjugate_gradients import conjugate_gradients
+from diffstategrad.samplers.residual import measured
 
 __all__ = ["data_step", "first_guess", "harmonic_fill", "known_pixels", "noise_level"]
 
@@ -87,8 +88,7 @@ def first_guess(
     estimate with signal variance 0.25.  Others: Gauss-Newton steps from grey.
     """
     if isinstance(operator, Inpainting):
-        mask = torch.from_numpy(operator.mask.copy()).to(y)
-        guess = harmonic_fill(y, mask)
+        guess = harmonic_fill(y, measured(operator, y))
     else:
         grey = y.new_zeros((len(y), *image))
         guess = data_step(operator, grey, y, max(sigma**2, 1e-6) / _SIGNAL)
@@ -105,8 +105,7 @@ def known_pixels(method: str, operator: Operator, like: Tensor) -> Tensor:
     """
     if not isinstance(operator, Inpainting):
         raise ValueError(f"{method}: keep_known is for inpainting")
-    mask = torch.from_numpy(operator.mask.copy()).bool()
-    return mask.to(like.device).expand_as(like)
+    return measured(operator, like) > 0
 
 
 def harmonic_fill(y: Tensor, mask: Tensor) -> Tensor:
@@ -115,7 +114,7 @@ def harmonic_fill(y: Tensor, mask: Tensor) -> Tensor:
     Parameters
     ----------
     y : Tensor, shape (B, C, H, W)
-    mask : Tensor, shape (1 or C, H, W), 0 and 1
+    mask : Tensor, shape of y, or one that expands to it; 0 and 1
 
     Returns
     -------

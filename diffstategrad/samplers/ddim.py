@@ -45,13 +45,20 @@ from diffstategrad.samplers.base import (
     Survivors,
 )
 from diffstategrad.samplers.network import Network
-from diffstategrad.schedules import Schedule, ddim_grid, latent_grid, sigma_of
+from diffstategrad.schedules import (
+    Schedule,
+    ddim_grid,
+    latent_grid,
+    latent_times,
+    sigma_of,
+)
 
 __all__ = [
     "Encode",
     "Guidance",
     "GuidedDDIM",
     "Step",
+    "encoder_noise",
     "estimate",
     "idle_encode",
     "sample",
@@ -74,6 +81,13 @@ def idle_encode(problem: Problem) -> dict[str, str]:
     if problem.network.latent.autoencoder.stochastic:
         return {}
     return {"encode": "an autoencoder whose encoder gives no distribution"}
+
+
+def encoder_noise(encode: Encode, problem: Problem) -> Tensor | None:
+    """What that option draws for the latents of a batch."""
+    if encode == "mean" or not problem.network.latent.autoencoder.stochastic:
+        return None
+    return problem.noise.normal(problem.start)
 
 
 @dataclass(frozen=True)
@@ -246,14 +260,12 @@ class GuidedDDIM(Sampler):
     @model_validator(mode="after")
     def _has_grid(self) -> Self:
         if self.grid == "official":
-            latent_grid(self.steps)
+            latent_times(self.steps)
         return self
 
     @property
     def levels(self) -> int:
-        if self.grid == "even":
-            return self.steps
-        return len(range(0, 1000, 1000 // self.steps))
+        return self.steps if self.grid == "even" else len(latent_times(self.steps))
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         self._check(problem)

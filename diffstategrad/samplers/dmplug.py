@@ -29,6 +29,7 @@ from torch import Tensor
 
 from diffstategrad._backend import backend
 from diffstategrad._tensor import in_full
+from diffstategrad.noise import CounterNoise
 from diffstategrad.operators import BlindOperator
 from diffstategrad.projection import StateProjector
 from diffstategrad.samplers.base import (
@@ -97,6 +98,17 @@ class DMPlug(Sampler):
     def calls(self) -> int:
         evaluations = 1 if self.optimizer == "adam" else 20
         return self.steps * evaluations * self.layers
+
+    def idle_for(self, problem: Problem) -> dict[str, str]:
+        operator = problem.operator
+        unknowns: dict[str, Tensor] = {}
+        if isinstance(operator, BlindOperator):  # asked with noise of its own
+            unknowns = operator.start(problem.start[:1], CounterNoise(0, [0], [0]))
+        return {
+            f"lr_{name}": f"{type(operator).__name__}, which has no unknown {name}"
+            for name in ("kernel", "displacement")
+            if name not in unknowns
+        }
 
     def run(self, problem: Problem, report: Callable[[Level], None]) -> Tensor:
         fit = _Fit(self, problem)
@@ -186,13 +198,6 @@ class _Fit:
             self.variables |= {name: value.clone() for name, value in unknowns.items()}
             self.found = {name: value.clone() for name, value in unknowns.items()}
             problem.outcome.apply = lambda x: operator.apply(x, self.found)
-        for name in sorted(self.rates.keys() - self.variables.keys()):
-            option = f"lr_{name}"
-            if getattr(options, option) != type(options).model_fields[option].default:
-                raise ValueError(
-                    f"dmplug: {option} has no effect with {type(operator).__name__}, "
-                    f"which has no unknown {name}"
-                )
         self.moments = {
             name: (torch.zeros_like(value), torch.zeros_like(value))
             for name, value in self.variables.items()

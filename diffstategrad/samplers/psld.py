@@ -38,6 +38,7 @@ from diffstategrad.samplers.ddim import (
     Guidance,
     GuidedDDIM,
     Step,
+    encoder_noise,
     estimate,
     idle_encode,
 )
@@ -103,11 +104,10 @@ class PSLD(GuidedDDIM):
 
     def _guidance(self, problem: Problem, z: Tensor, step: Step) -> Guidance:
         prior, operator = problem.network.latent, problem.operator
-        fresh = drawn = None
+        fresh = None
         if self._measures and self.renoise == "gaussian":
             fresh = problem.sigma * problem.noise.normal(problem.y)
-        if self.gamma and self.encode == "draw" and prior.autoencoder.stochastic:
-            drawn = problem.noise.normal(z)
+        drawn = encoder_noise(self.encode, problem) if self.gamma else None
 
         def loss(state: Tensor, part: slice) -> tuple[Tensor, ...]:
             z0 = estimate(prior, state, step)

@@ -65,6 +65,7 @@ from diffstategrad.samplers.base import (
 from diffstategrad.samplers.ddim import (
     Encode,
     Step,
+    encoder_noise,
     estimate,
     idle_encode,
     steps_of,
@@ -219,7 +220,7 @@ class ReSample(LatentDPS):
                     prior_failed |= alive.check(start)
                     x0y, sqnorm = fit.pixels(start, by)
                     alive.check(x0y, limit=LIMIT)
-                    zy = self._encoded(problem, x0y)
+                    zy = network.encode(x0y, encoder_noise(self.encode, problem))
                 else:
                     zy, sqnorm = fit.latents(guess, by)
                     alive.check(zy, limit=LIMIT)
@@ -265,11 +266,6 @@ class ReSample(LatentDPS):
             guess = self._decoded(z, z0, step)
             step(z, z0, step.draw(z, problem.noise))
         return z, guess
-
-    def _encoded(self, problem: Problem, x: Tensor) -> Tensor:
-        drawn = self.encode == "draw" and problem.network.latent.autoencoder.stochastic
-        noise = problem.noise.normal(problem.start) if drawn else None
-        return problem.network.encode(x, noise)
 
     def _resampled(
         self, problem: Problem, zy: Tensor, zs: Tensor, step: Step

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from diffstategrad._files import write_file
+from diffstategrad.images import save_image
 from diffstategrad.models.autoencoder import Autoencoder
 from diffstategrad.models.unet import PixelUNet
 from diffstategrad.training.leaves import scene
@@ -112,10 +110,4 @@ def write_reconstructions(
 
 
 def _write_sheet(path: str | os.PathLike[str], rows: list[Tensor]) -> None:
-    sheet = np.concatenate(
-        [np.concatenate(list(row.clamp(-1, 1).numpy()), axis=2) for row in rows], axis=1
-    )
-    pixels = np.round((sheet.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    write_file(path, buffer.getvalue())
+    save_image(path, torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1))
