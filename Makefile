@@ -4,7 +4,8 @@
 #   make demo    restore photographs, print a table, write demo/demo.png
 #   make test    lint, C checks with sanitizers, pytest, README code
 #   make test-interop   LPIPS, FID and deepinv, in .venv-interop (several GB: torchvision's torch)
-#   make results every method on photographs, results/table.md (hours; goes on where it stopped)
+#   make results every method on photographs, PSLD's step size: results/*.md, *.png (hours; goes
+#                on where it stopped)
 #   make bench   ratios against the torch expressions of the published codes
 #   make lint    ruff, mypy, clang-format
 #   make clean   removes what was built, keeps .venv;  make distclean removes that too
@@ -88,6 +89,7 @@ bench: setup
 JOBS ?= 1
 results: setup
 	$(BIN)/python tests/bench/results.py --jobs $(JOBS) --out results
+	$(BIN)/python tests/bench/step_size.py --jobs $(JOBS) --out results
 
 lint: setup
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import results
+import step_size
 import torch
 import yaml
 
@@ -137,3 +138,60 @@ def test_the_spec_names_methods_tasks_and_rows_that_exist():
         for task in spec.tasks(name):
             results.build(task, spec.size)
         assert results.sampler_class(row.method).name == row.method
+
+
+# ---- Quality against the step size ---------------------------------------------------
+
+SWEEP = {
+    "size": 32,
+    "sigma": 0.05,
+    "photographs": ["coffee", "rocket"],
+    "tasks": ["inpaint_box", "super_resolution"],
+    "method": "daps",
+    "prior": "leaves64",
+    "options": {"steps": 2, "ode_steps": 1, "langevin_steps": 2},
+    "step": "lr",
+    "values": [1.0e-5, 1.0e-4],
+    "projections": {"plain": False, "one direction": {"rank": 1}},
+}
+
+
+def test_a_step_size_sweep_draws_the_means_of_its_cells(tmp_path, here):
+    path = tmp_path / "steps.yaml"
+    path.write_text(yaml.safe_dump(SWEEP, sort_keys=False))
+    arguments = ["--spec", f"{path}", "--out", f"{tmp_path}"]
+    assert step_size.main(arguments) == 0
+    sweep = step_size.Sweep(**SWEEP)
+
+    def psnrs(projection, value):
+        cells = sweep.cells("inpaint_box", projection, value)
+        return [cell.result(tmp_path)["psnr"] for cell in cells]
+
+    plain, projected = psnrs("plain", 1e-5), psnrs("one direction", 1e-5)
+    assert plain != projected
+    text = (tmp_path / "steps.md").read_text()
+    assert f"| inpaint_box | plain | {sum(plain) / 2:.2f} |" in text
+    assert f"| inpaint_box | one direction | {sum(projected) / 2:.2f} |" in text
+    assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
+
+    figure = step_size.draw(sweep, step_size.curves(sweep, tmp_path))
+    assert [axis.get_title() for axis in figure.axes] == SWEEP["tasks"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert lines.keys() == SWEEP["projections"].keys()
+    assert lines["plain"].get_ydata()[0] == pytest.approx(sum(plain) / 2)
+
+    # a run that is lost counts as 0 dB
+    lost = sweep.cells("inpaint_box", "plain", 1e-5)[0].path(tmp_path)
+    lost.write_text(json.dumps({**json.loads(lost.read_text()), "psnr": torch.nan}))
+    curve = step_size.curves(sweep, tmp_path)["inpaint_box"]["plain"]
+    assert curve[0] == pytest.approx(plain[1] / 2)
+
+
+def test_the_sweep_of_psld_names_what_exists():
+    path = results.SPEC.with_name("psld_step_size.yaml")
+    sweep = step_size.Sweep(**yaml.safe_load(path.read_text()))
+    assert results.prior(sweep.prior).latent is not None
+    fields = results.sampler_class(sweep.method).model_fields
+    assert {sweep.step, *sweep.options} <= fields.keys()
+    for task in sweep.tasks:
+        results.build(task, sweep.size)

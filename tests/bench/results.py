@@ -80,11 +80,13 @@ images.
 """
 
 
-class _Record(BaseModel):
+class Settings(BaseModel):
+    """What is read from a file of settings."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Row(_Record):
+class Row(Settings):
     """A method and its settings."""
 
     method: str
@@ -108,14 +110,14 @@ class Row(_Record):
         return [dict(zip(self.grid, point, strict=True)) for point in points]
 
 
-class Means(_Record):
+class Means(Settings):
     """The table of sample means."""
 
     samples: int
     rows: list[str]
 
 
-class Spec(_Record):
+class Spec(Settings):
     """The file of settings."""
 
     size: int
@@ -147,7 +149,7 @@ class Spec(_Record):
         )
 
 
-class Cell(_Record):
+class Cell(Settings):
     """One run."""
 
     row: str
@@ -158,7 +160,7 @@ class Cell(_Record):
     method: str
     prior: str | None
     options: dict[str, Any]
-    project: bool = False
+    project: bool | dict[str, Any] = False  # the options of a StateProjector
     samples: int = 1
 
     def path(self, out: Path) -> Path:
@@ -212,7 +214,7 @@ def run(cell: Cell, out: Path) -> None:
     """Runs and stores a cell."""
     x, A = picture(cell.image, cell.size), build(cell.task, cell.size)
     y = A.measure(x, cell.sigma, seed=0)
-    loaded = prior(cell.prior)
+    loaded, project = prior(cell.prior), cell.project
     started = time.process_time()
     result = dsg.solve(
         y,
@@ -220,7 +222,7 @@ def run(cell: Cell, out: Path) -> None:
         loaded,
         cell.method,
         sigma=cell.sigma,
-        project=cell.project,
+        project=dsg.StateProjector(**project) if isinstance(project, dict) else project,
         n_samples=cell.samples,
         batch=cell.samples,
         progress=False,
@@ -480,16 +482,21 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 # ---- Command -------------------------------------------------------------------------
 
 
+def add_run_options(parser: argparse.ArgumentParser, spec: Path) -> None:
+    """What every table and picture takes."""
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--photographs", type=int, metavar="N", help="the first N")
+    parser.add_argument(
+        "--spec", type=Path, default=spec, help="settings, a .yaml file"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results"), help="a folder")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", nargs="?", choices=("tables", "tune"), default="tables")
-    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--only", action="append", metavar="ROW", help="repeatable")
-    parser.add_argument("--photographs", type=int, metavar="N", help="the first N")
-    parser.add_argument(
-        "--spec", type=Path, default=SPEC, help="settings, a .yaml file"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"), help="a folder")
+    add_run_options(parser, SPEC)
     args = parser.parse_args(arguments)
     spec = Spec(**yaml.safe_load(args.spec.read_text()))
     names = args.only or list(spec.rows)
