@@ -66,7 +66,12 @@ def _parser() -> argparse.ArgumentParser:
 
     p = commands.add_parser("train", help="train a prior")
     p.add_argument("config", help="configs/training/....yaml")
-    p.add_argument("--out", "-o", help="folder for checkpoints, log and samples")
+    p.add_argument(
+        "--out",
+        "-o",
+        help="folder for checkpoints, log, samples and the prior; default runs/NAME, "
+        "NAME as in the config",
+    )
     p.add_argument("--steps", type=int, help="instead of the configured number")
     p.add_argument("--restart", action="store_true", help="ignore a checkpoint in OUT")
     p.set_defaults(run=_train)
@@ -171,7 +176,8 @@ def _demo(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace) -> None:
     from diffstategrad.training import train
 
-    train(args.config, out=args.out, steps=args.steps, resume=not args.restart)
+    path = train(args.config, args.out, args.steps, resume=not args.restart)
+    print(f"wrote {path}")
 
 
 def _info(args: argparse.Namespace) -> None:

@@ -15,6 +15,8 @@ References
 ----------
 Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
 Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021, eq. 12 and 16.
+Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", ICML 2021,
+eq. 17.
 Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
 Generative Models", NeurIPS 2022, Table 1 (VP preconditioning), eq. 5 (the poly grid).
 Zhang et al., "Improving Diffusion Inverse Problem Solving with Decoupled Noise
@@ -34,6 +36,7 @@ from numpy.typing import ArrayLike
 from diffstategrad._options import nearest
 
 __all__ = [
+    "CosineSchedule",
     "DDIMGrid",
     "DDPMTables",
     "Schedule",
@@ -154,20 +157,14 @@ class SqrtVPSchedule:
         return 1000 * cube / (root * root + root * b + b * b) / a
 
 
-@dataclass(frozen=True)
-class TableSchedule:
-    r"""The discrete schedule of :func:`beta_table`, by default latent diffusion's.
+class _Table:
+    """What the discrete schedules share."""
 
-    Network time `t` is the index of the table, 0..n - 1;
-    :math:`\ln\bar\alpha` is linear in between.  Times and levels beyond the ends
-    are those of the ends: with the default 0 has sigma = 0.0388, 999 has 83.8.  Levels
-    of the table have whole times.
-    """
+    n: int
 
-    start: float = 0.0015
-    end: float = 0.0195
-    n: int = 1000
-    sqrt: bool = True
+    def _betas(self) -> np.ndarray:
+        """Of every time."""
+        raise NotImplementedError
 
     @property
     def last(self) -> float:
@@ -176,8 +173,7 @@ class TableSchedule:
     @cached_property
     def _log(self) -> np.ndarray:
         """-ln alpha_bar of every time."""
-        betas = beta_table(self.start, self.end, n=self.n, sqrt=self.sqrt)
-        return -np.cumsum(np.log1p(-betas))
+        return -np.cumsum(np.log1p(-self._betas()))
 
     def _at(self, t: ArrayLike) -> np.ndarray:
         times = np.asarray(t, dtype=np.float64)
@@ -198,6 +194,45 @@ class TableSchedule:
         whole = np.rint(t)
         # whatever sigma was rounded to: some networks take whole times alone
         return np.where(np.abs(t - whole) < 1e-8, whole, t)
+
+
+@dataclass(frozen=True)
+class TableSchedule(_Table):
+    r"""The discrete schedule of :func:`beta_table`, by default latent diffusion's.
+
+    Network time `t` is the index of the table, 0..n - 1;
+    :math:`\ln\bar\alpha` is linear in between.  Times and levels beyond the ends
+    are those of the ends: with the default 0 has sigma = 0.0388, 999 has 83.8.  Levels
+    of the table have whole times.
+    """
+
+    start: float = 0.0015
+    end: float = 0.0195
+    n: int = 1000
+    sqrt: bool = True
+
+    def _betas(self) -> np.ndarray:
+        return beta_table(self.start, self.end, n=self.n, sqrt=self.sqrt)
+
+
+@dataclass(frozen=True)
+class CosineSchedule(_Table):
+    r"""The discrete schedule of improved DDPM, "squaredcos_cap_v2" of `diffusers`.
+
+    :math:`\bar\alpha` is :math:`f(t + 1) / f(0)` with
+    :math:`f(t) = \cos^2\!\left(\frac{\pi}{2}\,\frac{t/n + 0.008}{1.008}\right)` as long
+    as every :math:`\beta` is at most `largest`.  Times as in `TableSchedule`; with the
+    default 0 has sigma = 0.00643, 999 has 2.03e4.
+    """
+
+    n: int = 1000
+    largest: float = 0.999
+
+    def _betas(self) -> np.ndarray:
+        _check_count("CosineSchedule: n", self.n)
+        u = np.arange(self.n + 1) / self.n
+        left = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - left[1:] / left[:-1], self.largest)
 
 
 #: Network times are 0..999.

@@ -421,8 +421,9 @@ def _residual_warnings(residual: Tensor, y: Tensor | None) -> list[str]:
     if not found:
         return []
     units = None if y is None else out_of_range(y, "y", _LARGE)
+    ends = dict.fromkeys(f"{end:.2f}" for end in (finite.min(), finite.max()))
     return [
-        f"residual {finite.min():.2f} to {finite.max():.2f}, far from 1: results "
+        f"residual {' to '.join(ends)}, far from 1: results "
         + " or ".join(found)
         + (f"; {units}" if units else "")
     ]

@@ -141,6 +141,48 @@ def test_a_modules_state_and_what_lies_beside_it(tmp_path):
     assert len(read) == len(net.state_dict())
 
 
+@pytest.mark.parametrize("key", ["model", "ema", "params", "any other"])
+def test_the_only_dict_of_tensors_is_the_state(tmp_path, key):
+    net = torch.nn.Linear(2, 3)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    beside = {"optimizer": optimizer.state_dict(), "epoch": 3, "args": {"lr": 1e-3}}
+    saved = net.state_dict()
+    torch.save({**beside, key: saved, "same": saved, "none": {}}, tmp_path / "net.pt")
+    read = read_tensors(tmp_path / "net.pt")
+    assert read.keys() == saved.keys()
+    assert all(torch.equal(read[name], value) for name, value in saved.items())
+
+
+def test_of_two_dicts_of_tensors_one_has_to_be_taken_out(tmp_path, monkeypatch):
+    """By the line that the message holds, from anywhere."""
+    path = tmp_path / "it's" / "net.pt"
+    path.parent.mkdir()
+    torch.save({"mod'el": {"a": torch.ones(2)}, "ema": {"a": torch.zeros(2)}}, path)
+    with pytest.raises(
+        ValueError, match=r"holds 2 dicts of tensors, .*'ema'; "
+    ) as caught:
+        read_tensors(path)
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).partition("take one out: ")[2], {})
+    assert torch.equal(read_tensors("new.pt")["a"], torch.ones(2))
+
+
+def test_a_dict_of_tensors_beside_tensors_is_not_taken_out(tmp_path):
+    saved = {"a": torch.ones(2), "model": {"b": torch.ones(2)}}
+    torch.save(saved, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="model is a dict, no tensor"):
+        read_tensors(tmp_path / "net.pt")
+
+
+def test_a_safetensors_file_that_starts_as_a_pickle_does(tmp_path):
+    """Its header has 0x80 = 128 bytes."""
+    tensors_file((ONE % 4).ljust(128), struct.pack("<f", 2.0))(tmp_path / "net")
+    assert (tmp_path / "net").read_bytes().startswith(b"\x80")
+    assert read_tensors(tmp_path / "net")["a"].item() == 2
+
+
 def test_objects_of_lightning_are_passed_over_and_not_imported(tmp_path, monkeypatch):
     """A callback's class as key, an object with state, a named tuple of options."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
@@ -188,12 +230,15 @@ def test_the_hand_made_archive_of_these_tests_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 50, 200])
-def test_a_file_that_changes_after_it_was_opened_is_noticed(tmp_path, keep):
-    path = tmp_path / "net.pt"
-    torch.save({"a": torch.arange(1000.0)}, path)
+@pytest.mark.parametrize(
+    ("name", "save"), [("net.pt", torch.save), ("net.safetensors", save_file)]
+)
+def test_a_file_that_changes_after_it_was_opened_is_noticed(tmp_path, keep, name, save):
+    path = tmp_path / name
+    save({"a": torch.arange(1000.0)}, path)
     read = read_tensors(path)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"net\.pt: changed while it was read"):
+    with pytest.raises(ValueError, match=rf"{name}: changed while it was read"):
         read["a"]
 
 
@@ -391,6 +436,12 @@ WIDE = b")" + b"".join(
     b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60)
 )  # twice a pair of twice a pair of ...: 2**60 to hash
 
+LONG_NUMBER = b"\x8b" + struct.pack("<L", 12 * MEGABYTE) + b"\1" * (12 * MEGABYTE)
+LONG_NAME = b"X" + struct.pack("<L", 6 * MEGABYTE) + b"a" * (6 * MEGABYTE)
+LONG_MODULE = b"X" + struct.pack("<L", 9 + 9 * MEGABYTE) + b"omegaconf"
+LONG_MODULE += b".ab" * (3 * MEGABYTE)
+AGAIN = b"h\1N" * 50_000
+
 HOSTILE = {
     # calls
     "os.mkdir": (
@@ -513,6 +564,10 @@ HOSTILE = {
     "a stride of zero": (state(tensor(shape=(2**40,), stride=(0,))), "exceeds its sto"),
     "rows that overlap": (state(tensor(shape=(3, 2), stride=(1, 1))), "exceeds its st"),
     "2**60 elements": (state(tensor(shape=(2**60, 1))), "of shape"),
+    "none, of 2**94 otherwise": (
+        state(tensor(shape=(0, 2**47, 2**47), stride=(0, 0, 0))),
+        "a tensor of shape",
+    ),
     "fewer strides": (state(tensor(stride=(1,))), "2 axes, 1 strides"),
     "a thousand axes": (
         state(tensor(shape=(1,) * 1000, stride=(1,) * 1000)),
@@ -544,6 +599,18 @@ HOSTILE = {
     "a name of 1 MB": (raw(b"c" + b"a" * MEGABYTE + b"\nb\n."), "asks for aaa"),
     "a name that clears the screen": (raw(b"c\x1b[2J\nb\n."), r"asks for \?\[2J"),
     "a key that takes forever to hash": (raw(b"}" + WIDE + b"Ns."), "no state dict"),
+    "a number that takes long to hash": (
+        raw(b"}" + LONG_NUMBER + b"q\0Ns(" + b"h\0N" * 50_000 + b"u."),
+        "no state dict",
+    ),
+    "two names that take long to compare": (
+        raw(b"}" + LONG_NAME + b"q\0Ns" + LONG_NAME + b"q\1Ns(" + AGAIN + b"u."),
+        "no state dict",
+    ),
+    "a module of a million dots": (
+        raw(LONG_MODULE + b"q\0" + b"h\0h\0\x93" * 50_000 + b"."),
+        "no state dict but a foreign object",
+    ),
     "itself": (recursive, "state_dict is a dict, no tensor"),
     # damaged pickles
     "no end": (raw(b"N"), "data.pkl: "),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import struct
 import subprocess
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import diffusers
 import manifests
+import numpy as np
 import pytest
 import torch
 from published import Recording
@@ -24,8 +26,9 @@ import diffstategrad as dsg
 from diffstategrad.cli import main
 from diffstategrad.models.archive import Tensors
 from diffstategrad.models.autoencoder import nearest_code
-from diffstategrad.models.checkpoints import empty_prompt, open_checkpoint
+from diffstategrad.models.checkpoints import open_checkpoint
 from diffstategrad.models.first_stage import KLFirstStage, VQFirstStage
+from diffstategrad.models.text import empty_prompt
 from diffstategrad.priors import (
     LatentPrior,
     NetworkPrior,
@@ -33,7 +36,13 @@ from diffstategrad.priors import (
     describe_prior,
     load_prior,
 )
-from diffstategrad.schedules import TableSchedule, beta_table, ddpm_tables
+from diffstategrad.schedules import (
+    CosineSchedule,
+    SqrtVPSchedule,
+    TableSchedule,
+    beta_table,
+    ddpm_tables,
+)
 
 ASSUMED = "(assumed, the file does not tell)"
 ADM_TABLE = TableSchedule(1e-4, 0.02, 1000, sqrt=False)
@@ -134,7 +143,7 @@ def test_states_in_double_precision_stay_so(adm):
     torch.testing.assert_close(double.float(), single, rtol=0, atol=1e-5)
 
 
-def test_a_schedule_can_be_given_where_the_file_tells_none(adm, tmp_path):
+def test_a_schedule_that_is_given_counts_whatever_the_file_tells(adm, tmp_path):
     mine = TableSchedule(1e-4, 0.03, 500, sqrt=False)
     assert load_prior(adm, schedule=mine).schedule == mine
     tensors = ldm_state()
@@ -145,9 +154,15 @@ def test_a_schedule_can_be_given_where_the_file_tells_none(adm, tmp_path):
     assert prior.schedule == mine and prior.latent.schedule == mine
     assert describe_prior(tmp_path / "untold.ckpt")["schedule"].endswith(ASSUMED)
     assert ASSUMED not in describe_prior(tmp_path / "told.ckpt")["schedule"]
-    with pytest.raises(ValueError, match=r"told\.ckpt: tells its schedule, and takes"):
-        load_prior(tmp_path / "told.ckpt", head_width=16, schedule=mine)
-    with pytest.raises(ValueError, match="schedule and prompt are for published"):
+    prior = load_prior(tmp_path / "told.ckpt", head_width=16, schedule=mine)
+    assert prior.schedule == mine
+    tensors["betas"] = LDM_BETAS.flip(0)  # no rule
+    torch.save(tensors, tmp_path / "odd.ckpt")
+    prior = load_prior(tmp_path / "odd.ckpt", head_width=16, schedule=mine)
+    assert prior.schedule == mine
+    told = describe_prior(tmp_path / "odd.ckpt")["schedule"]
+    assert told == "not read: its betas follow no rule that is known here"
+    with pytest.raises(ValueError, match="qkv_order and schedule are for published"):
         load_prior("leaves64", schedule=mine)
 
 
@@ -257,13 +272,26 @@ def test_weights_that_are_no_numbers_are_named(tmp_path, bad):
         ({"head_width": 0}, "head_width must be in"),
         ({"head_width": 48}, "heads of 48"),
         ({"dtype": torch.int8}, r"must be a floating one, got torch\.int8"),
-        ({"guidance": 7.5}, r"guidance 7\.5 needs a prompt"),
-        ({"prompt": torch.zeros(1, 77, 768)}, "takes no prompt"),
+        ({"guidance": 7.5}, "takes no text, so no prompt and no guidance"),
+        ({"guidance": math.nan}, "guidance must be a finite number, got nan"),
+        ({"guidance": -math.inf}, "guidance must be a finite number, got -inf"),
+        ({"guidance": "7.5"}, "guidance must be a finite number, got '7.5'"),
+        ({"guidance": True}, "guidance must be a finite number, got True"),
+        ({"prompt": torch.zeros(1, 77, 768)}, "takes no text, so no prompt"),
     ],
 )
 def test_options_that_do_not_apply_are_named(adm, options, message):
     with pytest.raises(ValueError, match=message):
         load_prior(adm, **options)
+
+
+@pytest.mark.parametrize("name", ["leaves64", "leaves_latent"])
+@pytest.mark.parametrize(
+    "option", [{"guidance": 7.5}, {"prompt": "a cat"}, {"prompt": np.zeros((1, 7, 12))}]
+)
+def test_a_bundled_prior_takes_no_text(name, option):
+    with pytest.raises(ValueError, match="takes no text, so no prompt and no guidance"):
+        load_prior(name, **option)
 
 
 @pytest.mark.parametrize(
@@ -454,13 +482,18 @@ def drop(key):
         (
             lambda d: [d.pop(k) for k in list(d) if k.startswith("first_stage")],
             "raw",
-            "an autoencoder without a codebook",
+            r"model\.ckpt: has no first stage \(first_stage_model\.\*\)",
         ),
         (drop("first_stage_model.quant_conv.bias"), "raw", "'quant_conv.bias' is miss"),
         (
             lambda d: [d.pop(k) for k in list(d) if k.startswith("model.diff")],
             "raw",
-            "0 output blocks",
+            r"has no network \(model\.diffusion_model\.\*\)",
+        ),
+        (
+            drop("first_stage_model.quantize.embedding.weight"),
+            "raw",
+            "an autoencoder without a codebook",
         ),
         (
             lambda d: d.update(
@@ -485,11 +518,13 @@ def test_an_incomplete_checkpoint_is_refused(tmp_path, change, weights, message)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_first_stage_alone_is_no_prior_but_can_be_loaded(tmp_path):
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_first_stage_alone_is_no_prior_but_can_be_loaded(tmp_path, prefix):
     path = tmp_path / "model.ckpt"
     z = recorded("vq")
-    loss = {"loss.discriminator.main.0.weight": torch.zeros(3, 3)}
-    torch.save({"state_dict": {**state(z, "vq"), **loss}}, path)
+    loss = {f"{prefix}loss.discriminator.main.0.weight": torch.zeros(3, 3)}
+    torch.save({"state_dict": {**state(z, "vq", prefix), **loss}}, path)
+    assert "network" not in describe_prior(path)
     with pytest.raises(
         ValueError, match=r"vector-quantised autoencoder .* is no prior"
     ):
@@ -727,38 +762,6 @@ def test_a_folder_in_half_precision(stable):
     torch.testing.assert_close(prior.eps(x, 3.0), whole.eps(x, 3.0), rtol=0, atol=0.02)
 
 
-def test_the_states_of_no_text_are_computed_where_there_is_an_encoder(
-    stable, monkeypatch
-):
-    """With a stand-in for the package, which is not installed here."""
-    (stable / "empty_prompt.safetensors").unlink()
-    (stable / "text_encoder").mkdir()
-    asked = []
-
-    class Encoder:
-        @classmethod
-        def from_pretrained(cls, folder, **options):
-            asked.append((folder, options))
-            return cls()
-
-        def eval(self):
-            return self
-
-        def __call__(self, tokens):
-            asked.append(tokens)
-            return SimpleNamespace(last_hidden_state=EMPTY.double())
-
-    module = ModuleType("transformers")
-    module.CLIPTextModel = Encoder
-    monkeypatch.setitem(sys.modules, "transformers", module)
-    states = empty_prompt(stable)
-    assert torch.equal(states, EMPTY) and states.dtype == torch.float32
-    (folder, options), tokens = asked
-    assert folder == stable / "text_encoder"
-    assert options == {"local_files_only": True, "use_safetensors": True}
-    assert tokens.tolist() == [[49406] + 76 * [49407]]
-
-
 def rewrite(name, **changes):
     """Change or, with None, drop what a configuration says."""
 
@@ -808,11 +811,31 @@ def rewrite_tensors(name, edit):
         (rewrite("unet/config.json", block_out_channels="ab"), "must list"),
         (rewrite("unet/config.json", block_out_channels=[32] * 99), "must list"),
         (rewrite("unet/config.json", block_out_channels=[10**9, 10**9]), "must be in"),
-        (rewrite("unet/config.json", attention_head_dim=0), "makes no UNet2DConditi"),
+        (rewrite("unet/config.json", attention_head_dim=0), "must be in 1..8192"),
+        (rewrite("unet/config.json", attention_head_dim=-8), "must be in 1..8192"),
+        (rewrite("unet/config.json", norm_eps=math.nan), "must be a number > 0"),
+        (rewrite("unet/config.json", norm_eps="1"), "norm_eps must be a number > 0"),
+        (rewrite("vae/config.json", mid_block_scale_factor=0), "must be a number > 0"),
+        (
+            rewrite("unet/config.json", downsample_padding=10**9),
+            "downsample_padding must be in 0..1",
+        ),
+        (
+            rewrite(
+                "unet/config.json", layers_per_block=32, transformer_layers_per_block=32
+            ),
+            "has more layers than",
+        ),
         (rewrite("unet/config.json", out_channels=8), r"conv_out\.weight has shape"),
         (
             lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
-            "has no diffusion_pytorch_model.safetensors; a folder's pickles",
+            "unet: has no diffusion_pytorch_model.safetensors$",
+        ),
+        (
+            lambda f: (f / "unet/diffusion_pytorch_model.safetensors").rename(
+                f / "unet/diffusion_pytorch_model.bin"
+            ),
+            r"pickles \(\.bin\) are not read: save it again .*safe_serialization=True",
         ),
         (
             rewrite_tensors("unet", lambda d: d.pop("conv_in.bias")),
@@ -839,29 +862,11 @@ def rewrite_tensors(name, edit):
         (lambda f: shutil.rmtree(f / "vae"), "has no vae/"),
         (
             lambda f: shutil.rmtree(f / "scheduler"),
-            "it has no scheduler_config.json, .*: save the whole pipeline, or put",
+            r"scheduler_config.json is missing, .* load_prior\(path, schedule=",
         ),
         (
-            rewrite(
-                "scheduler/scheduler_config.json", beta_schedule="squaredcos_cap_v2"
-            ),
-            "beta_schedule 'squaredcos_cap_v2'",
-        ),
-        (
-            rewrite("scheduler/scheduler_config.json", trained_betas=[0.1]),
-            "are changed",
-        ),
-        (
-            rewrite("scheduler/scheduler_config.json", rescale_betas_zero_snr=True),
-            "are changed",
-        ),
-        (rewrite("scheduler/scheduler_config.json", beta_start="drop"), "no schedule"),
-        (rewrite("scheduler/scheduler_config.json", beta_start=2.0), "no schedule"),
-        (rewrite("scheduler/scheduler_config.json", beta_end=10**400), "no schedule"),
-        (rewrite("scheduler/scheduler_config.json", prediction_type=[]), "is not read"),
-        (
-            rewrite("scheduler/scheduler_config.json", num_train_timesteps=10**12),
-            "num_train_timesteps must be in",
+            rewrite("scheduler/scheduler_config.json", prediction_type=[]),
+            r"prediction_type \[\] is not read; only epsilon, v_prediction, sample",
         ),
         (
             lambda f: save_file(
@@ -873,11 +878,11 @@ def rewrite_tensors(name, edit):
             lambda f: save_file(
                 {"a": torch.full_like(EMPTY, math.inf)}, f / "empty_prompt.safetensors"
             ),
-            "must be finite",
+            "the empty prompt must be the text encoder's states, .*, floating and fin",
         ),
         (
             lambda f: save_file({"a": images(1, 7, 9)}, f / "empty_prompt.safetensors"),
-            r"the shape \(1, tokens, 12\), got \(1, 7, 9\)",
+            r"a tensor \(1, tokens, 12\), got \(1, 7, 9\)",
         ),
     ],
 )
@@ -886,6 +891,390 @@ def test_a_folder_that_is_not_right_is_refused(stable, change, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_prior(stable)
     assert str(stable) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a cat", np.zeros((1, 7, 12), np.float32), [[[0.0] * 12]]]
+)
+def test_a_prompt_is_a_tensor_of_states(stable, prompt):
+    kind = type(prompt).__name__
+    need = r"prompt must be the text encoder's states, a tensor \(1, tokens, 12\)"
+    with pytest.raises(TypeError, match=f"stable: {need}, got a {kind}"):
+        load_prior(stable, prompt=prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (PROMPT[0], r"got \(5, 12\)"),
+        (PROMPT[..., :9], r"got \(1, 5, 9\)"),
+        (PROMPT[:, :0], r"got \(1, 0, 12\)"),
+        (PROMPT.expand(2, -1, -1), r"got \(2, 5, 12\)"),
+        (PROMPT * math.nan, "floating and finite"),
+        (PROMPT.long(), "floating and finite"),
+    ],
+)
+def test_a_prompt_has_the_shape_that_the_network_needs(stable, prompt, message):
+    with pytest.raises(ValueError, match=f"stable: prompt must be .*{message}"):
+        load_prior(stable, prompt=prompt)
+
+
+def test_guidance_needs_a_prompt(stable):
+    with pytest.raises(ValueError, match=r"guidance 7\.5 needs a prompt"):
+        load_prior(stable, guidance=7.5)
+
+
+@pytest.mark.parametrize("option", [{"head_width": 16}, {"qkv_order": "new"}])
+def test_a_folder_tells_its_attention(stable, option):
+    with pytest.raises(ValueError, match="stable: tells its head_width and qkv_order"):
+        load_prior(stable, **option)
+
+
+# ---- schedules of folders ----
+
+CONFIG = "scheduler/scheduler_config.json"
+
+
+@pytest.mark.parametrize("n", [1000, 50])
+def test_a_cosine_schedule_is_that_of_diffusers(stable, n):
+    theirs = diffusers.DDPMScheduler(n, beta_schedule="squaredcos_cap_v2")
+    theirs.save_pretrained(stable / "scheduler")
+    schedule = load_prior(stable).schedule
+    assert schedule == CosineSchedule(n)
+    betas = theirs.betas.double().numpy()
+    ratio = schedule.alpha_bar(np.arange(n)) / np.cumprod(1 - betas)
+    # theirs are rounded to float32
+    bound = torch.finfo(torch.float32).eps * np.cumsum(betas / (1 - betas))
+    assert (np.abs(ratio - 1) < bound).all()
+    told = describe_prior(stable)["schedule"]
+    assert told.startswith(f"squared cosine, beta at most 0.999, {n} times: sigma 0.")
+
+
+UNREAD = [
+    (rewrite(CONFIG, beta_schedule="sigmoid"), "beta_schedule 'sigmoid' is not read"),
+    (rewrite(CONFIG, beta_schedule=["linear"]), r"beta_schedule \['linear'\] is not"),
+    (rewrite(CONFIG, beta_schedule="drop"), "has no 'beta_schedule'"),
+    (rewrite(CONFIG, trained_betas=[0.1]), "trained_betas is not read"),
+    (rewrite(CONFIG, rescale_betas_zero_snr=True), "rescale_betas_zero_snr is not re"),
+    (rewrite(CONFIG, beta_start="drop"), "has no 'beta_start'"),
+    (rewrite(CONFIG, beta_start=2.0), "need 0 < start <= end < 1"),
+    (rewrite(CONFIG, beta_start=[]), "a real number"),
+    (rewrite(CONFIG, beta_end=10**400), "too large"),
+    (rewrite(CONFIG, num_train_timesteps=10**12), "num_train_timesteps must be in"),
+    (lambda f: shutil.rmtree(f / "scheduler"), "json is missing, which tells it"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), UNREAD)
+def test_a_schedule_that_is_not_read_can_be_given(stable, change, message):
+    change(stable)
+    assert re.search(rf"^not read: .*{message}", describe_prior(stable)["schedule"])
+    with pytest.raises(
+        ValueError, match=f"stable: its noise schedule .*{message}.*; l"
+    ):
+        load_prior(stable)
+    prior = load_prior(stable, schedule=SqrtVPSchedule())
+    assert prior.schedule == prior.latent.schedule == SqrtVPSchedule()
+
+
+def test_a_folder_that_tells_its_schedule_takes_another(stable):
+    """As the published code of LatentDAPS has Stable Diffusion."""
+    mine = SqrtVPSchedule()
+    x = images(1, 4, 8, 8)
+    told, given = load_prior(stable), load_prior(stable, schedule=mine)
+    assert given.schedule == mine != told.schedule
+    assert given.spec()["schedule"]["type"] == "SqrtVPSchedule"
+    assert torch.equal(told.eps(x, 3.0), given.eps(x, 3.0))
+    assert not torch.equal(told.latent.denoise(x, 1.0), given.latent.denoise(x, 1.0))
+
+
+# ---- shards and indices of folders ----
+
+
+@pytest.fixture
+def sharded(stable):
+    small_conditional().save_pretrained(stable / "unet", max_shard_size="100KB")
+    (stable / "unet/diffusion_pytorch_model.safetensors").unlink()
+    return stable
+
+
+def test_a_network_in_shards_is_the_whole_one(sharded):
+    assert len(list((sharded / "unet").glob("*-of-*.safetensors"))) > 1
+    prior, net = load_prior(sharded), small_conditional().eval()
+    got = prior.latent.network.network.state_dict()
+    for name, value in net.state_dict().items():
+        assert torch.equal(got[name], value)
+    index = sharded / "unet/diffusion_pytorch_model.safetensors.index.json"
+    index.rename(index.with_name("diffusion_pytorch_model.safetensors.index.fp16.json"))
+    assert torch.equal(
+        load_prior(sharded).eps(images(1, 4, 8, 8), 3.0),
+        prior.eps(images(1, 4, 8, 8), 3.0),
+    )
+
+
+def rewrite_index(edit):
+    def change(folder):
+        path = folder / "unet/diffusion_pytorch_model.safetensors.index.json"
+        content = json.loads(path.read_text())
+        edit(content["weight_map"])
+        path.write_text(json.dumps(content))
+
+    return change
+
+
+def elsewhere(file):
+    def edit(where):
+        (folder, name), *_ = [(file, name) for name in where]
+        where[name] = folder
+
+    return rewrite_index(edit)
+
+
+def other_shard(where):
+    first, *_, last = where
+    where[first] = where[last]
+
+
+def second_copy(folder):
+    one, *_, other = sorted((folder / "unet").glob("*-of-*.safetensors"))
+    tensors = load_file(other)
+    save_file(tensors | {next(iter(load_file(one))): torch.zeros(1)}, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (elsewhere("../vae/diffusion_pytorch_model.safetensors"), "no safetensors fil"),
+        (elsewhere("/etc/a.safetensors"), "is no safetensors file beside it"),
+        (elsewhere("a.bin"), "'a.bin' is no safetensors file beside it"),
+        (elsewhere("a\0.safetensors"), "is no safetensors file beside it"),
+        (elsewhere(["a.safetensors"]), "is no safetensors file beside it"),
+        (elsewhere("a.safetensors"), r"no such file: .*a\.safetensors"),
+        (
+            rewrite_index(other_shard),
+            "lacks '.*' of .*index.json|has '.*', but not by",
+        ),
+        (
+            rewrite_index(lambda w: w.update(more=next(iter(w.values())))),
+            "lacks 'more' of",
+        ),
+        (
+            rewrite_index(lambda w: w.pop(next(iter(w)))),
+            "has '.*', but not by .*index.json",
+        ),
+        (rewrite_index(lambda w: w.clear()), "has no weight_map"),
+        (second_copy, "has '.*', but not by .*index.json"),
+    ],
+)
+def test_shards_hold_what_their_index_says(sharded, change, message):
+    change(sharded)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load_prior(sharded)
+    assert str(sharded / "unet") in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["unet", "vqvae"])
+def test_a_part_that_the_index_lists_is_named(tmp_path, missing):
+    small_unet().save_pretrained(tmp_path / "unet")
+    small_vq().save_pretrained(tmp_path / "vqvae")
+    scheduler().save_pretrained(tmp_path / "scheduler")
+    index = {"_class_name": "LDMPipeline", "vae": [None, None]}
+    for part in ("unet", "vqvae", "scheduler"):
+        index[part] = ["diffusers", "Any"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    load_prior(tmp_path)
+    (tmp_path / missing).rename(tmp_path / "renamed")
+    with pytest.raises(
+        ValueError, match=f"has no {missing}/, which model_index.json l"
+    ):
+        load_prior(tmp_path)
+
+
+# ---- the text encoder ----
+
+
+TOKENS = torch.tensor([[49406] + 76 * [49407]])
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """A text encoder of random weights, and its own states of the tokens."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("clip") / "text_encoder"
+    config = CLIPTextConfig(
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        vocab_size=49408,
+    )
+    torch.manual_seed(5)
+    net = CLIPTextModel(config).eval()
+    with torch.no_grad():
+        for value in net.parameters():
+            value.add_(torch.randn_like(value), alpha=0.3)
+        states = net(TOKENS).last_hidden_state
+        padded = net(torch.tensor([[49406, 49407] + 75 * [0]])).last_hidden_state
+    net.save_pretrained(folder)
+    return folder, states, padded
+
+
+@pytest.fixture
+def texted(stable, encoded):
+    (stable / "empty_prompt.safetensors").unlink()
+    shutil.copytree(encoded[0], stable / "text_encoder")
+    return stable
+
+
+# the order of sums in attention, of two layers and entries of order 1
+CLIP_CLOSE = {"rtol": 0, "atol": 64 * torch.finfo(torch.float32).eps}
+
+
+def test_the_states_of_no_text_are_those_of_transformers(texted, encoded):
+    before = torch.get_rng_state()
+    states = empty_prompt(texted)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert states.dtype == torch.float32 and not states.requires_grad
+    torch.testing.assert_close(states, encoded[1], **CLIP_CLOSE)
+    prior = load_prior(texted)
+    assert torch.equal(prior.latent.network.states, states)
+    save_file({"states": states}, texted / "empty_prompt.safetensors")
+    shutil.rmtree(texted / "text_encoder")
+    assert torch.equal(empty_prompt(texted), states)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_files_of_every_version_of_transformers_are_read(
+    texted, prefix, activation, encoded
+):
+    """With a prefix and the positions' numbers, as in the published ones."""
+    path = texted / "text_encoder/model.safetensors"
+    tensors = {
+        prefix + name.removeprefix("text_model."): value
+        for name, value in load_file(path).items()
+    }
+    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(tensors, path)
+    rewrite("text_encoder/config.json", hidden_act=activation)(texted)
+    same = torch.allclose(empty_prompt(texted), encoded[1], **CLIP_CLOSE)
+    assert same == (activation == "quick_gelu")
+
+
+@pytest.mark.parametrize(
+    ("file", "pad", "zero"),
+    [
+        ("special_tokens_map.json", "<|endoftext|>", False),
+        ("special_tokens_map.json", {"content": "<|endoftext|>"}, False),
+        ("special_tokens_map.json", "!", True),
+        ("tokenizer_config.json", {"content": "!"}, True),
+    ],
+)
+def test_the_padding_is_that_of_the_tokenizer(texted, encoded, file, pad, zero):
+    (texted / "tokenizer").mkdir()
+    (texted / "tokenizer" / file).write_text(json.dumps({"pad_token": pad}))
+    torch.testing.assert_close(empty_prompt(texted), encoded[1 + zero], **CLIP_CLOSE)
+
+
+ENCODER = "text_encoder/config.json"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attn_implementation": "nobody/kernel", "_attn_implementation": "nobody/k"},
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        {"adapter_config": "nobody/adapter", "auto_map": {"AutoModel": "x.Y"}},
+        {"trust_remote_code": True, "architectures": ["Other"], "model_type": "llama"},
+        {"dtype": "float16", "output_hidden_states": True, "return_dict": False},
+    ],
+)
+def test_nothing_but_sizes_of_an_encoders_configuration_counts(
+    texted, encoded, options
+):
+    rewrite(ENCODER, **options)(texted)
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "nobody/model"}
+    (texted / "text_encoder/adapter_config.json").write_text(json.dumps(adapter))
+    torch.testing.assert_close(empty_prompt(texted), encoded[1], **CLIP_CLOSE)
+
+
+def rewrite_encoder(edit):
+    def change(folder):
+        path = folder / "text_encoder/model.safetensors"
+        tensors = load_file(path)
+        edit(tensors)
+        save_file(tensors, path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            rewrite(ENCODER, hidden_act="nobody/kernel"),
+            "hidden_act must be quick_gelu ",
+        ),
+        (
+            rewrite(ENCODER, hidden_act=["gelu"]),
+            "hidden_act must be quick_gelu or gelu",
+        ),
+        (rewrite(ENCODER, hidden_size=10**9), "hidden_size must be in 1..8192"),
+        (rewrite(ENCODER, hidden_size=True), "hidden_size must be an integer"),
+        (rewrite(ENCODER, hidden_size="drop"), "hidden_size must be an integer, got N"),
+        (rewrite(ENCODER, num_hidden_layers=10**9), "num_hidden_layers must be in"),
+        (rewrite(ENCODER, num_hidden_layers=3), "tensor .* is missing"),
+        (rewrite(ENCODER, num_hidden_layers=1), "unexpected tensor"),
+        (
+            rewrite(ENCODER, num_attention_heads=5),
+            "must be a multiple of num_attention",
+        ),
+        (rewrite(ENCODER, num_attention_heads=0), "num_attention_heads must be in"),
+        (rewrite(ENCODER, vocab_size=49407), "vocab_size must be in 49408"),
+        (rewrite(ENCODER, vocab_size=1 << 20), "token_embedding.weight has shape"),
+        (rewrite(ENCODER, max_position_embeddings=76), "max_position_embeddings must"),
+        (rewrite(ENCODER, intermediate_size=-1), "intermediate_size must be in"),
+        (rewrite(ENCODER, layer_norm_eps=math.nan), "layer_norm_eps must be in"),
+        (rewrite(ENCODER, layer_norm_eps="1e-5"), "layer_norm_eps must be in"),
+        (lambda f: (f / ENCODER).unlink(), "it has no config.json"),
+        (
+            lambda f: (f / "text_encoder/model.safetensors").rename(
+                f / "text_encoder/pytorch_model.bin"
+            ),
+            "has no model.safetensors; a folder's pickles",
+        ),
+        (
+            rewrite_encoder(lambda d: d.update(more=torch.zeros(1))),
+            "unexpected tensor 'more'",
+        ),
+        (
+            rewrite_encoder(lambda d: next(iter(d.values())).fill_(math.nan)),
+            "has NaN or infinite entries",
+        ),
+        (lambda f: shutil.rmtree(f / "text_encoder"), "needs empty_prompt.safetensors"),
+        (
+            lambda f: [
+                (f / "tokenizer").mkdir(),
+                (f / "tokenizer/special_tokens_map.json").write_text(
+                    '{"pad_token": "<pad>"}'
+                ),
+            ],
+            "unknown pad_token '<pad>'",
+        ),
+    ],
+)
+def test_an_encoder_that_is_not_right_is_refused(texted, change, message):
+    change(texted)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_prior(texted)
+    assert str(texted) in str(caught.value)
+
+
+def test_without_the_package_the_states_are_needed(texted, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match=r"has no empty_prompt.*diffstategrad\[text\]"):
+        empty_prompt(texted)
 
 
 # ---- what it is ----
@@ -1077,3 +1466,16 @@ def test_loading_takes_the_memory_of_the_weights_once(tmp_path):
     )
     weights = 4 * 93_563_910
     assert 0.9 * weights < int(out.stdout) < 1.3 * weights
+
+
+@pytest.mark.parametrize(("log_variance", "std"), [(-99.0, -15.0), (99.0, 10.0)])
+def test_the_spread_of_an_encoder_is_bounded_as_in_its_training(log_variance, std):
+    net = torch.nn.Module()
+    net.config = SimpleNamespace(
+        in_channels=1, latent_channels=1, block_out_channels=(8,)
+    )
+    net.quant_conv = None
+    net.encoder = lambda x: torch.cat([x, torch.full_like(x, log_variance)], 1)
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    draw = KLFirstStage(net).encode(x, torch.ones_like(x))
+    assert torch.allclose(draw.log(), torch.full_like(x, std), rtol=1e-12)

@@ -11,7 +11,13 @@ from diffstategrad.operators import Identity, from_deepinv, to_deepinv
 
 
 def test_importing_the_package_imports_no_extra():
-    extras = ("torchmetrics", "torchvision", "torch_fidelity", "deepinv")
+    extras = (
+        "torchmetrics",
+        "torchvision",
+        "torch_fidelity",
+        "deepinv",
+        "transformers",
+    )
     code = (
         "import sys, diffstategrad; "
         f"print([name for name in {extras!r} if name in sys.modules])"

@@ -274,10 +274,12 @@ def test_a_bare_pickle_is_not_looked_at(net, tmp_path, write):
 
 def test_the_way_to_convert_an_old_file_works(net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    legacy(published(net), tmp_path / "old.pth")
+    path = tmp_path / "folder" / "old.pth"
+    path.parent.mkdir()
+    legacy(published(net), path)
     with pytest.raises(ValueError, match="convert it") as caught:
-        load_kernel_wizard(tmp_path / "old.pth")
-    exec(str(caught.value).partition("convert it: ")[2], {"torch": torch})
+        load_kernel_wizard(path)
+    exec(str(caught.value).partition("convert it: ")[2], {})
     again = load_kernel_wizard(tmp_path / "new.pt").state_dict()
     assert all(torch.equal(again[key], v) for key, v in net.state_dict().items())
 

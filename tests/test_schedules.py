@@ -6,6 +6,7 @@ import torch
 
 from diffstategrad.priors import NetworkPrior
 from diffstategrad.schedules import (
+    CosineSchedule,
     SqrtVPSchedule,
     TableSchedule,
     VPSchedule,
@@ -60,6 +61,21 @@ def test_table_schedule_is_its_table_and_stops_at_its_ends():
     ends = schedule.sigma_of_t([-5, 0, 999, 2000])
     np.testing.assert_allclose(ends, [0.0388, 0.0388, 83.82, 83.82], rtol=2e-3)
     np.testing.assert_array_equal(schedule.t_of_sigma([0, 1e3]), [0, 999])
+
+
+def test_cosine_schedule_is_its_formula_until_it_is_capped():
+    schedule, t = CosineSchedule(), np.arange(1000)
+    curve = np.cos((t[:999] + 1 + 8) / 1008 * np.pi / 2) ** 2
+    start = np.cos(8 / 1008 * np.pi / 2) ** 2
+    # a sum of 999 logarithms of ratios rounded to eps
+    rtol = 999 * np.finfo(float).eps
+    got = schedule.alpha_bar(t)
+    np.testing.assert_allclose(got[:999], curve / start, rtol=rtol)
+    assert got[999] == pytest.approx(got[998] * 1e-3, rel=rtol / 1e-3)
+    np.testing.assert_array_equal(schedule.t_of_sigma(schedule.sigma_of_t(t)), t)
+    assert schedule.last == 999
+    with pytest.raises(ValueError, match="CosineSchedule: n must be"):
+        CosineSchedule(0).alpha_bar(0)
 
 
 def test_table_schedule_has_the_native_times_of_the_latent_models():

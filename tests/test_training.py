@@ -8,14 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from diffstategrad.cli import main
 from diffstategrad.models import (
     Autoencoder,
     load_autoencoder,
@@ -23,6 +25,7 @@ from diffstategrad.models import (
     save_autoencoder,
 )
 from diffstategrad.models.autoencoder import nearest_code
+from diffstategrad.priors import describe_prior, load_prior
 from diffstategrad.schedules import VPSchedule
 from diffstategrad.training import tasks, train
 from diffstategrad.training.config import (
@@ -477,7 +480,7 @@ def test_log_drops_a_row_that_was_cut_short_and_names_itself(tmp_path):
     assert [row["step"] for row in _rows(path)] == ["2"]
     path.unlink()
     path.mkdir()
-    with pytest.raises(OSError, match=r"train: cannot write .*log\.csv: "):
+    with pytest.raises(OSError, match=r"^cannot write .*log\.csv: "):
         log.add(6, 0.5, 1e-3, 10, 1)
 
 
@@ -490,8 +493,147 @@ def test_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 
 def test_steps_must_be_positive(config, tmp_path):
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"^steps must be at least 1, got 0"):
         train(config, tmp_path / "run", steps=0)
+
+
+def test_fewer_steps_than_were_done_are_refused(config, tmp_path):
+    network = train(config, tmp_path, steps=2, progress=False, workers=0)
+    before = network.read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint.* is of step 2, beyond steps=1"):
+        train(config, tmp_path, steps=1, progress=False, workers=0)
+    assert network.read_bytes() == before
+
+
+# ---- What the command says -----------------------------------------------------------
+
+
+def test_command_says_what_it_resumes_and_what_it_wrote(
+    config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    written = f"wrote {Path('runs/tiny/tiny.safetensors')}\n"
+    for steps, said in (
+        (2, ""),
+        (3, "resumed at step 2 of 3\n"),
+        (3, "resumed at step 3 of 3\n"),
+    ):
+        assert main(["train", str(config), "--steps", str(steps)]) == 0
+        assert capsys.readouterr() == (said + written, "")
+
+
+def test_help_names_the_folder_that_is_the_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "default runs/NAME" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("which", [".", "checkpoint.safetensors"])
+def test_a_run_is_no_prior_but_says_where_it_is(any_config, tmp_path, which):
+    out = tmp_path / "run"
+    network = train(any_config, out, steps=1, progress=False, workers=0)
+    for read in (load_prior, describe_prior):
+        with pytest.raises(ValueError, match=rf"give its network, {network}$"):
+            read(out / which)
+    network.unlink()
+    for read in (load_prior, describe_prior):
+        with pytest.raises(ValueError, match=rf"not ended; .* and writes {network} "):
+            read(out / which)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "[",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        '{"config": {"name": 3}}',
+        '{"config": {"name": "../a"}}',
+    ],
+)
+def test_a_checkpoint_that_is_not_understood_is_no_known_network(tmp_path, state):
+    path = tmp_path / "checkpoint.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"state": state})
+    with pytest.raises(ValueError, match="tensors of no known network"):
+        load_prior(path)
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        load_prior(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_ctrl_c_while_rendering_begins_says_how_to_resume(config, tmp_path):
+    """Sent to the process group, as a terminal does, while the rendering process waits
+    in the start of its interpreter."""
+    begun = tmp_path / "begun"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib, sys, time\n"
+        "if 'serve' in sys.orig_argv[-1]:\n"
+        f"    begun = pathlib.Path({str(begun)!r})\n"
+        "    begun.touch()\n"
+        "    while begun.exists():\n"
+        "        time.sleep(0.01)\n"
+    )
+    call = [sys.executable, "-m", "diffstategrad", "train", config, "-o"]
+    process = subprocess.Popen(
+        [*call, tmp_path / "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    while not begun.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    begun.unlink()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.startswith("diffstategrad train: stopped at step 0 of 12; to resume:")
+
+
+def test_ctrl_c_ends_the_wait_for_the_first_scenes(config, tmp_path, monkeypatch):
+    rendered = []
+
+    def interrupt(seed, index, size):
+        rendered.append(index)
+        if len(rendered) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return scene(seed, index, size)
+
+    monkeypatch.setattr("diffstategrad.training.stream.scene", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 0 of 12; to resume"):
+        train(config, tmp_path / "run", progress=False, workers=0)
+    assert len(rendered) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [
+        (signal.SIGINT, KeyboardInterrupt),
+        (signal.SIGTERM, KeyboardInterrupt),
+        (signal.SIGABRT, RuntimeError),
+    ],
+)
+def test_rendering_process_that_is_interrupted_interrupts(
+    tmp_path, monkeypatch, number, raised
+):
+    dies = tmp_path / "python"
+    dies.write_text(
+        f"#!{sys.executable}\nimport os, signal\n"
+        f"signal.signal({number:d}, signal.SIG_DFL)\n"
+        f"os.kill(os.getpid(), {number:d})\n"
+    )
+    dies.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dies))
+    window = SceneWindow(0, StreamConfig(size=16), 0, 1)
+    try:
+        with pytest.raises(raised):
+            window.crops(0, 8, 1)
+    finally:
+        window.close()
 
 
 # ---- Evaluation ----------------------------------------------------------------------
@@ -562,7 +704,11 @@ def test_reconstruction_is_measured_with_and_without_quantisation(first_stage, c
         ("lr: 1.0e-3", "rate: 1", r"unknown key 'optimiser\.rate'; known: .*lr"),
         ("crop: 16", "corp: 16", r"unknown key 'phases\.0\.corp', .*'crop'"),
         ("seed: 7", "seed: -1", r"tiny\.yaml: seed: "),
-        ("crop: 16", "crop: 15", "crop 15 is no multiple of the stride 4"),
+        (
+            "crop: 16",
+            "crop: 15",
+            r"tiny\.yaml: phases: crop 15 is no multiple of the stride 4",
+        ),
         ("crop: 16", "crop: 64", "crop 64 exceeds stream.size 32"),
         ("seed: 7", "autoencoder: {factor: 16}", "no multiple of the stride 16"),
         ("seed: 7", "latent: {autoencoder: x}\nautoencoder: {}", "exclude each other"),

@@ -19,6 +19,7 @@ import io
 import math
 import os
 import pickletools
+import re
 import reprlib
 import struct
 import zipfile
@@ -37,6 +38,8 @@ __all__ = ["Tensors", "read_tensors"]
 _MAX_INDEX = 16 << 20  # bytes of a zip's directory or of a pickle; 1 MB is usual
 _MAX_OPCODES = 1_000_000  # 30 for each tensor
 _MAX_AXES = 16
+_MAX_ELEMENTS = 2**48  # of one without any: its other axes
+_MAX_NAME = 1000  # characters; of a key, longer ones take their time to compare
 _MAX_SHOWN = 500  # characters of a message
 
 
@@ -89,8 +92,8 @@ def read_tensors(path: str | os.PathLike[str]) -> Tensors:
     Parameters
     ----------
     path : path of a zip archive written by `torch.save` (.pt, .pth, .ckpt, .bin), which
-        holds a state dict or a dict with one under ``"state_dict"`` and anything else
-        beside it, or of a .safetensors file
+        holds a state dict or a dict with one under ``"state_dict"``, or with only one,
+        and anything else beside it, or of a .safetensors file
 
     Raises
     ------
@@ -105,17 +108,17 @@ def read_tensors(path: str | os.PathLike[str]) -> Tensors:
         raise FileNotFoundError(f"no such file: {path}")
     with open(path, "rb") as file:
         head = file.read(9)
+    # at 8 the header of safetensors starts, after its length
+    if head.startswith(b"\x80") and head[8:] != b"{":
+        raise ValueError(
+            f"{path}: a bare pickle, as torch before 1.6 wrote; convert it: "
+            f"{_extraction(path)}"
+        )
     try:
         if head.startswith(b"PK\x03\x04"):
             return _open_archive(path)
         if head[8:] == b"{":
             return _open_safetensors(path)
-        if head.startswith(b"\x80"):
-            raise ValueError(
-                "a bare pickle, as torch before 1.6 wrote; convert it: torch.save("
-                f"torch.load({path.name!r}, map_location='cpu', weights_only=True), "
-                "'new.pt')"
-            )
         raise ValueError("neither an archive of torch.save nor a safetensors file")
     except ValueError as error:
         # it may quote the file: a screen of it at most, nothing that steers a terminal
@@ -123,14 +126,32 @@ def read_tensors(path: str | os.PathLike[str]) -> Tensors:
         raise ValueError(f"{path}: {shown}") from error
 
 
+def _extraction(path: Path, key: str | None = None) -> str:
+    """The line that writes what a file holds, or what is there under a key, to another
+    file."""
+    item = "" if key is None else f"[{key!r}]"
+    return (
+        f"import torch; torch.save(torch.load({str(path)!r}, map_location='cpu', "
+        f"weights_only=True){item}, 'new.pt')"
+    )
+
+
 def _open_safetensors(path: Path) -> Tensors:
     try:
+        stamp = _stamp(path)
         file = safe_open(path, framework="pt", device="cpu")
         shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"not a readable safetensors file: {error}") from error
-    # a copy: what the library gives is the file itself, which may change or vanish
-    return Tensors(path, shapes, lambda name: file.get_tensor(name).clone())
+
+    def read(name: str) -> Tensor:
+        # of a file that was cut, the library's mapped memory would end the process
+        if _stamp(path) != stamp:
+            raise ValueError(f"{path}: changed while it was read")
+        # a copy: what the library gives is the file itself
+        return file.get_tensor(name).clone()
+
+    return Tensors(path, shapes, read)
 
 
 # ---- zip ----
@@ -138,7 +159,7 @@ def _open_safetensors(path: Path) -> Tensors:
 
 def _open_archive(path: Path) -> Tensors:
     with _Bounded(path) as file:
-        stamp = _stamp(file)
+        stamp = _stamp(file.fileno())
         spans = _entries(file)
         names = [n for n in spans if n.endswith("/data.pkl")]
         if len(names) != 1:
@@ -153,8 +174,8 @@ def _open_archive(path: Path) -> Tensors:
                 )
         content = _Interpreter(folder, spans).run(_bytes(file, spans[names[0]]))
 
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        content = _state_dict(path, content)
     if not isinstance(content, dict) or not all(isinstance(k, str) for k in content):
         raise ValueError(f"holds no state dict but a {_kind(content)}")
     for name, value in content.items():
@@ -163,11 +184,35 @@ def _open_archive(path: Path) -> Tensors:
 
     def read(name: str) -> Tensor:
         with open(path, "rb") as file:
-            if _stamp(file) != stamp:
+            if _stamp(file.fileno()) != stamp:
                 raise ValueError(f"{path}: changed while it was read")
             return content[name].read(file)
 
     return Tensors(path, {k: v.shape for k, v in content.items()}, read)
+
+
+def _state_dict(path: Path, content: dict[Any, Any]) -> dict[Any, Any]:
+    """What is under "state_dict", else the only dict of tensors, else all of it."""
+    if isinstance(content.get("state_dict"), dict):
+        return content["state_dict"]
+    if any(isinstance(value, _Strided) for value in content.values()):
+        return content
+    nested: dict[int, str] = {}  # what has many names is looked at once
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, dict) and value:
+            nested.setdefault(id(value), key)
+    found = [
+        key
+        for key in nested.values()
+        if all(isinstance(value, _Strided) for value in content[key].values())
+    ]
+    if len(found) > 1:
+        names = ", ".join(map(_short, found[:4]))
+        raise ValueError(
+            f"holds {len(found)} dicts of tensors, {names}; take one out: "
+            f"{_extraction(path, found[0])}"
+        )
+    return content[found[0]] if found else content
 
 
 class _Bounded(io.FileIO):
@@ -180,8 +225,8 @@ class _Bounded(io.FileIO):
         return super().read(max(0, min(wanted, _MAX_INDEX)))
 
 
-def _stamp(file: io.IOBase) -> tuple[int, int, int]:
-    stat = os.fstat(file.fileno())
+def _stamp(file: Path | int) -> tuple[int, int, int]:
+    stat = os.stat(file)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
@@ -276,7 +321,9 @@ class _Nothing:
 
 
 _NOTHING = _Nothing()
-_NOTHING_IN = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
+_NOTHING_IN = re.compile(
+    r"(pytorch_lightning|lightning|lightning_fabric|omegaconf)(\.|\Z)"
+)
 _NOTHING_NAMED = {
     *(("numpy", "dtype"), ("numpy.core.multiarray", "scalar")),
     *(("numpy._core.multiarray", "scalar"), ("_codecs", "encode")),
@@ -311,7 +358,7 @@ def _lookup(module: Any, name: Any) -> Any:
         return _new_parameter
     if module == "torch" and name in _DTYPES:
         return _DTYPES[name]
-    if module.split(".")[0] in _NOTHING_IN or (module, name) in _NOTHING_NAMED:
+    if _NOTHING_IN.match(module) or (module, name) in _NOTHING_NAMED:
         return _NOTHING
     raise ValueError(f"asks for {module}.{name}: other objects are refused")
 
@@ -338,7 +385,7 @@ def _new_tensor(
     for numbers in ((offset,), shape, stride):
         if type(numbers) is not tuple or len(numbers) > _MAX_AXES:
             raise ValueError(f"a tensor of shape {_short(shape)}")
-        if not all(type(n) is int and 0 <= n < 2**48 for n in numbers):
+        if not all(type(n) is int and 0 <= n < _MAX_ELEMENTS for n in numbers):
             raise ValueError(
                 f"a tensor of shape {_short(shape)}, strides {_short(stride)}, offset "
                 f"{_short(offset)}"
@@ -346,6 +393,8 @@ def _new_tensor(
     if len(shape) != len(stride):
         raise ValueError(f"a tensor of {len(shape)} axes, {len(stride)} strides")
     tensor = _Strided(storage, offset, shape, stride)
+    if math.prod(n or 1 for n in shape) > _MAX_ELEMENTS:  # torch would overflow
+        raise ValueError(f"a tensor of shape {shape}")
     # no more elements than there is memory behind them
     if math.prod(shape) > storage.count or offset + tensor.extent > storage.count:
         raise ValueError(
@@ -439,8 +488,9 @@ class _Interpreter:
     def _fill(self, target: Any, name: str, items: list[Any]) -> None:
         if isinstance(target, dict) and name.startswith("SETITEM"):
             for key, value in zip(items[::2], items[1::2], strict=True):
-                # a key of another type, such as a tuple of tuples of ..., is not hashed
-                target[key if type(key) in (str, int) else _NOTHING] = value
+                # others, such as a tuple of tuples of ..., are not hashed
+                is_name = type(key) is str and len(key) <= _MAX_NAME
+                target[key if is_name else _NOTHING] = value
         elif isinstance(target, list) and name.startswith("APPEND"):
             target.extend(items)
         elif target is not _NOTHING:

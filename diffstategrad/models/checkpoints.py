@@ -25,12 +25,10 @@ Diffusion Models", CVPR 2022.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +40,7 @@ from torch import Tensor, nn
 from diffstategrad._options import is_real, nearest
 from diffstategrad.models.archive import Tensors, read_tensors
 from diffstategrad.models.first_stage import KLFirstStage, VQFirstStage
+from diffstategrad.models.folder import naming, read_config, read_weights
 from diffstategrad.models.keys import (
     MAX_BLOCKS,
     MAX_LEVELS,
@@ -54,10 +53,11 @@ from diffstategrad.models.keys import (
     vq_rows,
 )
 from diffstategrad.models.unet import check_size, check_sizes, make_pointwise
-from diffstategrad.schedules import TableSchedule, beta_table
+from diffstategrad.schedules import CosineSchedule, TableSchedule, beta_table
 
-__all__ = ["Checkpoint", "Denoiser", "empty_prompt", "open_checkpoint"]
+__all__ = ["Checkpoint", "Denoiser", "open_checkpoint"]
 
+_Table = TableSchedule | CosineSchedule
 Prediction = Literal["epsilon", "v", "start_x"]
 
 _UNET, _EMA, _FIRST = "model.diffusion_model.", "model_ema.", "first_stage_model."
@@ -66,13 +66,12 @@ _PREDICTIONS: dict[str, Prediction] = {
     "v_prediction": "v",
     "sample": "start_x",
 }
+_STAGES = ("vqvae", "vae")
 _PARALLEL = "module."  # in the names of a DistributedDataParallel
-_EMPTY_PROMPT = "empty_prompt.safetensors"
 _LDM_SCHEDULE = TableSchedule()
 _ADM_SCHEDULE = TableSchedule(1e-4, 0.02, sqrt=False)
 _MAX_TIMES = 1 << 16
 _ASSUMED = " (assumed, the file does not tell)"
-_TOKENS, _BEGIN, _END = 77, 49406, 49407  # of CLIP's text encoder
 
 
 class Part:
@@ -109,7 +108,7 @@ class Part:
         self._tensors, self._rows = tensors, rows
         self._head = config.get("attention_head_dim") or 1
         empty = self._empty()
-        with _naming(tensors.path):
+        with naming(tensors.path):
             check_keys(empty, tensors.shapes, rows, self._head)
         self.config = empty.config
         self.parameters = sum(value.numel() for value in empty.parameters())
@@ -131,7 +130,7 @@ class Part:
         """The network with its weights, which are read now."""
         net = self._empty()
         make_pointwise(net)
-        with _naming(self._tensors.path):
+        with naming(self._tensors.path):
             fill(net, self._tensors, self._rows, self._head, dtype)
         return net
 
@@ -149,7 +148,10 @@ class Checkpoint:
         The U-Net; None for a first stage alone.
     first_stage : Part or None
         None for a network on pixels.
-    schedule : TableSchedule
+    schedule : TableSchedule, CosineSchedule or None
+        None where it is another than these.
+    unread : str
+        Why it is None.
     tells_schedule : bool
         Whether it is the file's; else it is that of the method's publication.
     prediction : "epsilon", "v" or "start_x"
@@ -170,7 +172,8 @@ class Checkpoint:
     kind: str
     network: Part | None = None
     first_stage: Part | None = None
-    schedule: TableSchedule = _LDM_SCHEDULE
+    schedule: _Table | None = _LDM_SCHEDULE
+    unread: str = ""
     tells_schedule: bool = True
     prediction: Prediction = "epsilon"
     weights: str = "raw"
@@ -243,17 +246,23 @@ class Checkpoint:
                 f"scaled by {self.scale:g}"
             )
         if net is not None:
-            s = self.schedule
-            rule = "linear in the root" if s.sqrt else "linear"
-            lines["schedule"] = (
-                f"beta {s.start:g} to {s.end:g}, {rule}, {s.n} times: "
-                f"sigma {s.sigma_of_t(0):.3g} to {s.sigma_of_t(s.n - 1):.3g}"
-            )
-            if not self.tells_schedule:
-                lines["schedule"] += _ASSUMED
+            lines["schedule"] = self._told_schedule()
             if len(self.offered) > 1:
                 lines["weights"] = f"{self.weights} (of {', '.join(self.offered)})"
         return lines
+
+    def _told_schedule(self) -> str:
+        s = self.schedule
+        if s is None:
+            return f"not read: {self.unread}"
+        if isinstance(s, TableSchedule):
+            rule = "linear in the root" if s.sqrt else "linear"
+            rule = f"beta {s.start:g} to {s.end:g}, {rule}"
+        else:
+            rule = f"squared cosine, beta at most {s.largest:g}"
+        ends = f"sigma {s.sigma_of_t(0):.3g} to {s.sigma_of_t(s.last):.3g}"
+        told = "" if self.tells_schedule else _ASSUMED
+        return f"{rule}, {s.n} times: {ends}{told}"
 
 
 class Denoiser(nn.Module):
@@ -338,13 +347,15 @@ def open_checkpoint(
         check_size("head_width", head_width, 1, 8192)
     path = Path(path)
     if path.is_dir():
+        if (head_width, qkv_order) != (None, "legacy"):
+            raise ValueError(f"{path}: tells its head_width and qkv_order itself")
         return _open_folder(path, weights)
     tensors = read_tensors(path)
     if all(name.startswith(_PARALLEL) for name in tensors):
         tensors = tensors.below(_PARALLEL)
     names = tensors.shapes
     unet = (head_width, qkv_order)
-    if any(name.startswith((_UNET, _FIRST)) for name in names):
+    if any(name.startswith((_UNET, _EMA)) for name in names):
         return _open_ldm(tensors, weights, *unet)
     if "input_blocks.0.0.weight" in names:
         return Checkpoint(
@@ -355,11 +366,12 @@ def open_checkpoint(
             tells_schedule=False,
             weights=weights,
         )
-    if "quantize.embedding.weight" in names:
+    prefix = _FIRST if any(name.startswith(_FIRST) for name in names) else ""
+    if prefix or "quantize.embedding.weight" in names:
         return Checkpoint(
             path,
             "vector-quantised autoencoder (VQGAN)",
-            first_stage=_vq_part(tensors.below("", without=("loss.",))),
+            first_stage=_vq_part(tensors, prefix),
             weights=weights,
         )
     if "conv_in.weight" in names or "encoder.conv_in.weight" in names:
@@ -368,70 +380,19 @@ def open_checkpoint(
     raise ValueError(f"{path}: tensors of no known network: {some}, ...")
 
 
-def empty_prompt(folder: str | os.PathLike[str]) -> Tensor:
-    """The text encoder's states of no text, (1, 77, width), float32.
-
-    They are read from ``empty_prompt.safetensors`` in the folder, which holds them as
-    its only tensor, else computed from ``text_encoder/``, which takes the package
-    `transformers`.  Save what this returns under that name, and neither is needed.
-
-    Raises
-    ------
-    ValueError
-        If neither is possible.
-    """
-    folder = Path(folder)
-    if (cached := folder / _EMPTY_PROMPT).is_file():
-        tensors = read_tensors(cached)
-        if len(tensors) != 1:
-            raise ValueError(f"{cached}: holds {len(tensors)} tensors, must be one")
-        (states,) = tensors.values()
-        states = states.float()
-        if states.ndim != 3 or len(states) != 1 or not bool(states.isfinite().all()):
-            raise ValueError(
-                f"{cached}: must be finite, of shape (1, tokens, width), got "
-                f"{tuple(states.shape)}"
-            )
-        return states
-    try:
-        from transformers import CLIPTextModel
-    except ImportError:
-        CLIPTextModel = None
-    if CLIPTextModel is None or not (folder / "text_encoder").is_dir():
-        raise ValueError(
-            f"{folder}: needs {_EMPTY_PROMPT}, the states of the empty prompt, or "
-            "text_encoder/ and the package transformers"
-        )
-    encoder = CLIPTextModel.from_pretrained(
-        folder / "text_encoder", local_files_only=True, use_safetensors=True
-    )
-    tokens = torch.full((1, _TOKENS), _END)
-    tokens[0, 0] = _BEGIN
-    with torch.no_grad():
-        return encoder.eval()(tokens).last_hidden_state.float()
-
-
 # ---- files ----
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Errors name the file."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
 def _unet_part(tensors: Tensors, head_width: int | None, order: str) -> Part:
-    with _naming(tensors.path):
+    with naming(tensors.path):
         config = unet_config(tensors.shapes, head_width)
         rows = unet_rows(tensors.shapes, order)
     return Part("UNet2DModel", config, tensors, rows)
 
 
-def _vq_part(tensors: Tensors) -> Part:
-    with _naming(tensors.path):
+def _vq_part(tensors: Tensors, prefix: str) -> Part:
+    tensors = tensors.below(prefix, without=(f"{prefix}loss.",))
+    with naming(tensors.path):
         config, rows = vq_config(tensors.shapes), vq_rows(tensors.shapes)
     return Part("VQModel", config, tensors, rows)
 
@@ -443,7 +404,11 @@ def _latent_channels(stage: Part) -> int:
 def _open_ldm(
     tensors: Tensors, weights: str, head_width: int | None, order: str
 ) -> Checkpoint:
+    for prefix, part in ((_UNET, "network"), (_FIRST, "first stage")):
+        if not any(name.startswith(prefix) for name in tensors):
+            raise ValueError(f"{tensors.path}: has no {part} ({prefix}*)")
     network, average = tensors.below(_UNET), _averaged(tensors)
+    schedule, unread = _schedule_of(tensors)
     if weights == "ema" and average is not None:
         network = average
     scale = 1.0
@@ -453,8 +418,9 @@ def _open_ldm(
         tensors.path,
         "latent diffusion (LDM) network with its first stage",
         network=_unet_part(network, head_width, order),
-        first_stage=_vq_part(tensors.below(_FIRST, without=(f"{_FIRST}loss.",))),
-        schedule=_schedule_of(tensors),
+        first_stage=_vq_part(tensors, _FIRST),
+        schedule=schedule,
+        unread=unread,
         tells_schedule="betas" in tensors.shapes,
         weights=weights,
         offered=("raw",) if average is None else ("raw", "ema"),
@@ -479,10 +445,11 @@ def _averaged(tensors: Tensors) -> Tensors | None:
     return tensors.renamed(names)
 
 
-def _schedule_of(tensors: Tensors) -> TableSchedule:
-    """The table that the file holds, or, where it holds none, that of the method."""
+def _schedule_of(tensors: Tensors) -> tuple[TableSchedule | None, str]:
+    """The table that the file holds, or, where it holds none, that of the method; else
+    None and why."""
     if "betas" not in tensors.shapes:
-        return _LDM_SCHEDULE
+        return _LDM_SCHEDULE, ""
     n = math.prod(tensors.shapes["betas"])
     if 2 <= n <= _MAX_TIMES:
         betas = tensors["betas"].double().numpy().ravel()
@@ -494,28 +461,29 @@ def _schedule_of(tensors: Tensors) -> TableSchedule:
             if np.allclose(
                 beta_table(start, end, n=n, sqrt=sqrt), betas, rtol=1e-5, atol=0
             ):
-                return TableSchedule(start, end, n, sqrt)
-    raise ValueError(f"{tensors.path}: betas follow no rule that is known here")
+                return TableSchedule(start, end, n, sqrt), ""
+    return None, "its betas follow no rule that is known here"
 
 
 # ---- folders ----
 
 
 def _open_folder(folder: Path, weights: str) -> Checkpoint:
-    config = _json(_component(folder, "unet") / "config.json")
+    _check_index(folder)
+    config = read_config(_component(folder, "unet") / "config.json")
     kind = config.get("_class_name")
     if kind not in ("UNet2DModel", "UNet2DConditionModel"):
         raise ValueError(f"{folder}: holds a {kind}, no U-Net of images")
     for option in ("class_embed_type", "num_class_embeds", "addition_embed_type"):
         if config.get(option) is not None:
             raise ValueError(f"{folder}: a network with {option} takes more than times")
-    schedule, prediction = _scheduler(_component(folder, "scheduler"))
+    schedule, unread, prediction = _scheduler(_component(folder, "scheduler"))
     network = _folder_part(kind, config, _component(folder, "unet"))
-    stages = [name for name in ("vqvae", "vae") if (folder / name).is_dir()]
+    stages = [name for name in _STAGES if (folder / name).is_dir()]
     stage, scale = None, 1.0
     if stages:
         place = folder / stages[0]
-        options = _json(place / "config.json")
+        options = read_config(place / "config.json")
         stage_kind = options.get("_class_name")
         if stage_kind not in ("VQModel", "AutoencoderKL"):
             raise ValueError(
@@ -537,10 +505,24 @@ def _open_folder(folder: Path, weights: str) -> Checkpoint:
         network=network,
         first_stage=stage,
         schedule=schedule,
+        unread=unread,
         prediction=prediction,
         weights=weights,
         scale=scale,
     )
+
+
+def _check_index(folder: Path) -> None:
+    """ValueError if a part is not there that the pipeline's index lists."""
+    if not (index := folder / "model_index.json").is_file():
+        return
+    listed = read_config(index)
+    for name in ("unet", *_STAGES):
+        here = (folder / name).is_dir()
+        if name == "unet":
+            here |= (folder / "config.json").is_file()
+        if not here and listed.get(name) not in (None, [None, None]):
+            raise ValueError(f"{folder}: has no {name}/, which {index.name} lists")
 
 
 def _component(folder: Path, name: str) -> Path:
@@ -548,41 +530,39 @@ def _component(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() else folder
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > 1 << 20:
-            raise ValueError("too long")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path.parent}: no folder of diffusers: it has no {path.name}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: no configuration: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: no configuration")
-    return content
-
-
 def _folder_part(kind: str, config: dict[str, Any], place: Path) -> Part:
-    with _naming(place):  # what could make a network without end
-        channels = config.get("block_out_channels")
-        check_sizes("block_out_channels", channels, 1, 8192, MAX_LEVELS)
+    with naming(place):  # what could make a network without end
+        widths = config.get("block_out_channels")
+        levels = len(check_sizes("block_out_channels", widths, 1, 8192, MAX_LEVELS))
         layers = "transformer_layers_per_block"
+        most = 1
         for name in ("layers_per_block", layers, f"reverse_{layers}"):
-            value = config.get(name)
-            for number in [] if value is None else np.ravel(value).tolist():
+            numbers = _numbers(config.get(name))
+            for number in numbers:
                 check_size(name, number, 1, MAX_BLOCKS)
-    names = ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16")
-    files = [place / f"{name}.safetensors" for name in names]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
+            if not name.startswith("reverse_"):
+                most *= max(numbers, default=1)
+        # or that could not be run
+        for name in ("attention_head_dim", "num_attention_heads"):
+            for number in _numbers(config.get(name)):
+                check_size(name, number, 1, 8192)
+        for name in ("norm_eps", "mid_block_scale_factor"):
+            value = config.get(name, 1)
+            if not is_real(value) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number > 0, got {value!r}")
+        check_size("downsample_padding", config.get("downsample_padding", 1), 0, 1)
+    tensors = read_weights(place, "diffusion_pytorch_model")
+    if most * levels > len(tensors):  # a layer has several
         raise ValueError(
-            f"{place}: has no {files[0].name}; a folder's pickles are not read"
+            f"{place}: has more layers than {tensors.path.name} has tensors"
         )
-    tensors = read_tensors(file)
     rows = [Row(name, "copy", _new_name(name)) for name in tensors]
     return Part(kind, config, tensors, rows)
+
+
+def _numbers(value: Any) -> list[Any]:
+    """Of an option that may be a number, one for each level, or left out."""
+    return [] if value is None else np.ravel(value).tolist()
 
 
 def _new_name(name: str) -> str:
@@ -596,33 +576,41 @@ def _new_name(name: str) -> str:
     return match[1] + new[match[2]] + match[3]
 
 
-def _scheduler(place: Path) -> tuple[TableSchedule, Prediction]:
+def _scheduler(place: Path) -> tuple[_Table | None, str, Prediction]:
+    """The schedule, else None and why, and what the network predicts."""
     path = place / "scheduler_config.json"
     if not path.is_file():
-        raise ValueError(
-            f"{place}: it has no {path.name}, which tells the noise schedule: save the "
-            "whole pipeline, or put that of the training there"
-        )
-    config = _json(path)
-    rule = config.get("beta_schedule")
+        tells = "it, and whether the network predicts epsilon, as assumed"
+        return None, f"{path} is missing, which tells {tells}", "epsilon"
+    config = read_config(path)
     prediction = config.get("prediction_type", "epsilon")
-    if (
-        rule not in ("linear", "scaled_linear")
-        or config.get("trained_betas") is not None
-        or config.get("rescale_betas_zero_snr")
-        or prediction not in list(_PREDICTIONS)  # it may be unhashable
-    ):
+    if prediction not in list(_PREDICTIONS):  # it may be unhashable
         raise ValueError(
-            f"{path}: beta_schedule {rule!r} with prediction_type {prediction!r} is "
-            "not read, or the betas are changed"
+            f"{path}: prediction_type {prediction!r} is not read; only "
+            f"{', '.join(_PREDICTIONS)}"
         )
+    schedule, unread = None, ""
     try:
-        start, end = float(config["beta_start"]), float(config["beta_end"])
-        n = check_size(
-            "num_train_timesteps", config["num_train_timesteps"], 2, _MAX_TIMES
-        )
-        sqrt = rule == "scaled_linear"
-        beta_table(start, end, n=n, sqrt=sqrt)  # checks them
+        schedule = _beta_schedule(config)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: no schedule: {error!r}") from error
-    return TableSchedule(start, end, n, sqrt), _PREDICTIONS[prediction]
+        reason = f"has no {error}" if isinstance(error, KeyError) else error
+        unread = f"{path}: {reason}"
+    return schedule, unread, _PREDICTIONS[prediction]
+
+
+def _beta_schedule(config: dict[str, Any]) -> _Table:
+    """That of a scheduler's configuration; an error of several kinds says what in it is
+    not read."""
+    for option in ("trained_betas", "rescale_betas_zero_snr"):
+        if config.get(option) not in (None, False):
+            raise ValueError(f"{option} is not read")
+    rule = config["beta_schedule"]
+    n = check_size("num_train_timesteps", config["num_train_timesteps"], 2, _MAX_TIMES)
+    if rule == "squaredcos_cap_v2":
+        return CosineSchedule(n)
+    if rule not in ("linear", "scaled_linear"):
+        raise ValueError(f"beta_schedule {rule!r} is not read")
+    start, end = float(config["beta_start"]), float(config["beta_end"])
+    sqrt = rule == "scaled_linear"
+    beta_table(start, end, n=n, sqrt=sqrt)  # checks them
+    return TableSchedule(start, end, n, sqrt)

@@ -40,7 +40,8 @@ class NetworkPrior(Prior):
         Gets z (B, C, H, W) and t (B,), network times in 0..999, fractional.  The first
         C channels of what it returns are the prediction, the next C, if any, the code
         of a learned variance.  An `nn.Module` gets z in the dtype of its weights, and t
-        in at least single precision.
+        in at least single precision; freeze its parameters (``requires_grad_(False)``):
+        a method that differentiates would keep what their gradients need.
     prediction : "epsilon", "v" or "start_x"
     schedule : Schedule
         Default `VPSchedule()`.  A DDPM network of the published linear table has

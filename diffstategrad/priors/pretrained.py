@@ -5,6 +5,7 @@ To add a bundled one: its weights in ``weights/``, and its line in `BUNDLED`.
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +13,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from diffstategrad._options import nearest
-from diffstategrad.models.checkpoints import (
-    Checkpoint,
-    Denoiser,
-    empty_prompt,
-    open_checkpoint,
-)
+from diffstategrad._options import is_real, nearest
+from diffstategrad.models.checkpoints import Checkpoint, Denoiser, open_checkpoint
+from diffstategrad.models.text import empty_prompt
 from diffstategrad.priors.latent import LatentPrior
 from diffstategrad.priors.network import NetworkPrior
 from diffstategrad.priors.spectrum import PROFILES
-from diffstategrad.priors.trained import describe_trained, is_trained, load_trained
+from diffstategrad.priors.trained import (
+    describe_trained,
+    is_trained,
+    load_trained,
+    refuse_run,
+)
 from diffstategrad.schedules import Schedule
 
 __all__ = ["BUNDLED", "describe_prior", "load_prior"]
@@ -63,12 +65,13 @@ def load_prior(
     weights, head_width, qkv_order
         For published files, which do not tell; see `open_checkpoint`.
     schedule : Schedule, optional
-        For a published file that does not tell that of its network (ADM; LDM without
-        betas); default the published one.
+        Of a published network, whatever its file or folder tells; default what that
+        tells, or else the published one.
     dtype : torch.dtype, optional
         Of the network's weights, whatever the file's; default float32.
     channels_last, compile : bool
-        As in `Prior.to`, which changes them, and the dtype, later.
+        As in `Prior.to`, which changes them, and the dtype, later, and says what they
+        cost.
     autoencoder : path, optional
         For a network of `diffstategrad train` on latents: the file of the autoencoder
         that it was trained with.  Default: the one beside it, of the name it gives.
@@ -77,7 +80,7 @@ def load_prior(
         from `empty_prompt`.
     guidance : float
         Weight w of the `prompt` against no text, w eps(prompt) + (1 - w) eps(no text);
-        other than 1 it takes two calls of the network.
+        other than 1 it takes two calls of the network.  Finite.
 
     Returns
     -------
@@ -87,6 +90,8 @@ def load_prior(
     ------
     FileNotFoundError
         If there is nothing at the path.
+    TypeError
+        If the prompt is no tensor.
     ValueError
         If it is no prior, damaged, incomplete, or has NaN weights; if an option does
         not apply to it.  The message names the file.
@@ -96,19 +101,24 @@ def load_prior(
     run: dict[str, Any] = {"channels_last": channels_last, "compile": compile}
     if not dtype.is_floating_point:
         raise ValueError(f"dtype must be a floating one, got {dtype}")
-    if prompt is None and guidance != 1:
-        raise ValueError(f"guidance {guidance} needs a prompt to guide to")
+    if not is_real(guidance) or not abs(guidance) < math.inf:
+        raise ValueError(f"guidance must be a finite number, got {guidance!r}")
+    no_text = f"{path}: takes no text, so no prompt and no guidance"
+    has_text = prompt is not None or guidance != 1
     if is_trained(path):
-        given = (weights, head_width, qkv_order, schedule, prompt)
-        if given != ("raw", None, "legacy", None, None):
+        if has_text:
+            raise ValueError(no_text)
+        given = (weights, head_width, qkv_order)
+        if given != ("raw", None, "legacy") or schedule is not None:
             raise ValueError(
-                f"{path}: weights, head_width, qkv_order, schedule and prompt are for "
+                f"{path}: weights, head_width, qkv_order and schedule are for "
                 "published checkpoints"
             )
         trained = load_trained(path, name or bundled, dtype, autoencoder)
         if bundled:
             trained.profile = PROFILES.get(bundled)
         return trained.to(**run)
+    refuse_run(path)
     if autoencoder is not None:
         raise ValueError(f"{path}: autoencoder is for files of diffstategrad train")
     checkpoint = open_checkpoint(
@@ -116,17 +126,21 @@ def load_prior(
     )
     if checkpoint.network is None:
         raise ValueError(f"{path}: a {checkpoint.kind} is no prior")
-    if prompt is not None and not checkpoint.takes_text:
-        raise ValueError(f"{path}: takes no prompt")
-    if schedule is not None and checkpoint.tells_schedule:
-        raise ValueError(f"{path}: tells its schedule, and takes no other")
+    if has_text and not checkpoint.takes_text:
+        raise ValueError(no_text)
+    schedule = checkpoint.schedule if schedule is None else schedule
+    if schedule is None:
+        raise ValueError(
+            f"{path}: its noise schedule is not read: {checkpoint.unread}; "
+            "load_prior(path, schedule=...) takes one"
+        )
     text, against = _texts(checkpoint, prompt, guidance)
     if name is None:
         name = str(path) if weights == "raw" else f"{path} ({weights})"
     network = NetworkPrior(
         Denoiser(checkpoint.network.build(dtype), text, against, guidance),
         checkpoint.prediction,
-        schedule=checkpoint.schedule if schedule is None else schedule,
+        schedule=schedule,
         channels=checkpoint.network.config["in_channels"],
         stride=checkpoint.network.stride,
         name=name,
@@ -149,6 +163,7 @@ def describe_prior(path: str | Path) -> dict[str, str]:
     path = _find(path)
     if is_trained(path):
         return describe_trained(path)
+    refuse_run(path)
     return open_checkpoint(path).describe()
 
 
@@ -170,21 +185,25 @@ def _texts(
     it is guided away from."""
     if not checkpoint.takes_text:
         return None, None
+    if prompt is not None:
+        prompt = _states(checkpoint, "prompt", prompt)
+        if guidance == 1:
+            return prompt, None
+    elif guidance != 1:
+        raise ValueError(f"guidance {guidance} needs a prompt to guide to")
+    nothing = _states(checkpoint, "the empty prompt", empty_prompt(checkpoint.path))
+    return (nothing, None) if prompt is None else (prompt, nothing)
+
+
+def _states(checkpoint: Checkpoint, name: str, states: Any) -> Tensor:
+    """The states of a text, in float32; TypeError or ValueError unless they are."""
     assert checkpoint.network is not None
     width = checkpoint.network.config["cross_attention_dim"]
-    nothing = None
-    if prompt is None or guidance != 1:
-        nothing = empty_prompt(checkpoint.path)
-    for states in (prompt, nothing):
-        if states is None:
-            continue
-        if states.ndim != 3 or len(states) != 1 or states.shape[2] != width:
-            raise ValueError(
-                f"{checkpoint.path}: states of a text must have the shape (1, tokens, "
-                f"{width}), got {tuple(states.shape)}"
-            )
-        if not bool(states.isfinite().all()):
-            raise ValueError(f"{checkpoint.path}: states of a text must be finite")
-    if prompt is None:
-        return nothing, None
-    return prompt.detach().float(), nothing
+    need = f"{name} must be the text encoder's states, a tensor (1, tokens, {width})"
+    if not isinstance(states, Tensor):
+        raise TypeError(f"{checkpoint.path}: {need}, got a {type(states).__name__}")
+    if states.ndim != 3 or states.shape[::2] != (1, width) or not states.shape[1]:
+        raise ValueError(f"{checkpoint.path}: {need}, got {tuple(states.shape)}")
+    if not states.is_floating_point() or not bool(states.isfinite().all()):
+        raise ValueError(f"{checkpoint.path}: {need}, floating and finite")
+    return states.detach().float()

@@ -4,27 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from diffstategrad.models import Autoencoder, load_autoencoder, load_network
 from diffstategrad.models.autoencoder import FORMAT as AUTOENCODER
+from diffstategrad.models.checkpoints import Prediction
 from diffstategrad.priors.latent import LatentPrior
 from diffstategrad.priors.network import NetworkPrior
 from diffstategrad.schedules import Schedule, TableSchedule, VPSchedule
 
-__all__ = ["describe_trained", "is_trained", "load_trained"]
+__all__ = ["CHECKPOINT", "describe_trained", "is_trained", "load_trained", "refuse_run"]
+
+#: A run's file beside its network.
+CHECKPOINT = "checkpoint.safetensors"
 
 _SCHEDULES: dict[str, Any] = {"VP": VPSchedule, "table": TableSchedule}
+_LARGEST = 1 << 16  # of a schedule's numbers, the length of its table among them
 
 
 def is_trained(path: Path) -> bool:
     """Whether it is a file of `diffstategrad train`."""
     return path.is_file() and _header_text(path) is not None
+
+
+def refuse_run(path: Path) -> None:
+    """ValueError if it is the folder or the checkpoint of a run of `diffstategrad
+    train`: says which file is the network."""
+    checkpoint = path / CHECKPOINT if path.is_dir() else path
+    if not checkpoint.is_file():
+        return
+    try:
+        name = json.loads(_header_text(checkpoint, "state") or "{}")["config"]["name"]
+        if Path(name).name != name or not name.isprintable():
+            return
+    except (LookupError, TypeError, ValueError, RecursionError):
+        return
+    network = checkpoint.with_name(f"{name}.safetensors")
+    if network.is_file():
+        raise ValueError(f"{path}: is a training run; give its network, {network}")
+    raise ValueError(
+        f"{path}: is a training run that has not ended; diffstategrad train resumes "
+        f"it, and writes {network} at its end"
+    )
 
 
 def load_trained(
@@ -38,19 +66,14 @@ def load_trained(
     latent, schedule = _latent(path, header), _schedule(path, header)
     if latent is None and autoencoder is not None:
         raise ValueError(f"{path}: a network on pixels takes no autoencoder")
-    try:
-        prior = NetworkPrior(
-            network.to(dtype),
-            header["prediction"],
-            schedule=schedule,
-            channels=network.architecture["image_channels"],
-            stride=network.stride,
-            name=name or str(path),
-        )
-    except (LookupError, ValueError) as error:
-        raise ValueError(
-            f"{path}: unknown prediction {header.get('prediction')!r}"
-        ) from error
+    prior = NetworkPrior(
+        network.to(dtype),
+        _prediction(path, header),
+        schedule=schedule,
+        channels=network.architecture["image_channels"],
+        stride=network.stride,
+        name=name or str(path),
+    )
     prior.learned_variance = False  # what is trained here has none
     if latent is None:
         return prior
@@ -75,16 +98,16 @@ def describe_trained(path: Path) -> dict[str, str]:
     return {
         "kind": f"{kind}, of diffstategrad train",
         "network": _size(network),
-        "predicts": str(header.get("prediction")),
+        "predicts": _prediction(path, header),
         what: _sides(network.architecture["image_channels"], stride),
         "schedule": f"{_schedule(path, header)}",
     }
 
 
-def _header_text(path: Path) -> str | None:
+def _header_text(path: Path, key: str = "diffstategrad") -> str | None:
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("diffstategrad")
+            return (file.metadata() or {}).get(key)
     except SafetensorError:
         return None
 
@@ -97,10 +120,25 @@ def _is_autoencoder(path: Path) -> bool:
     return isinstance(header, dict) and header.get("format") == AUTOENCODER
 
 
+def _prediction(path: Path, header: dict[str, Any]) -> Prediction:
+    prediction = header.get("prediction")
+    if prediction not in list(get_args(Prediction)):  # it may be unhashable
+        raise ValueError(f"{path}: unknown prediction {prediction!r}")
+    return cast(Prediction, prediction)
+
+
 def _schedule(path: Path, header: dict[str, Any]) -> Schedule:
     try:
         fields = dict(header["schedule"])
-        return _SCHEDULES[fields.pop("type")](**fields)
+        schedule: Schedule = _SCHEDULES[fields.pop("type")](**fields)
+        numbers = [value for value in fields.values() if value is not False]
+        if not all(0 < value <= _LARGEST for value in numbers):
+            raise ValueError(f"numbers must be in 0..{_LARGEST}")
+        with np.errstate(over="ignore"):
+            last = float(schedule.sigma_of_t(schedule.last))
+        if not 0 < last < math.inf:
+            raise ValueError(f"the last noise level is {last}")
+        return schedule
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path}: unknown schedule {header.get('schedule')!r}"

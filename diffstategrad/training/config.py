@@ -222,7 +222,8 @@ def _explain(error: dict[str, object]) -> str:
     assert isinstance(location, tuple)
     key = ".".join(str(part) for part in location)
     if error["type"] != "extra_forbidden":
-        return f"{key}: {error['msg']}" if key else str(error["msg"])
+        message = str(error["msg"]).removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
     known = _fields_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     hint = f", did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -9,11 +9,12 @@ training was interrupted and however many processes render.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Queue
 
@@ -79,14 +80,15 @@ class SceneWindow:
             image = _quantised(self._seed, index, self._config.size)
         return image if self._encode is None else self._encode(image)
 
-    def advance(self, step: int) -> None:
-        """Make the window that of `step`."""
+    def fill(self, step: int) -> Iterator[None]:
+        """Make the window that of `step`, a scene at a time."""
         while self._start < self._first(step) and self._scenes:
             self._scenes.popleft()
             self._start += 1
         while len(self._scenes) < self._config.scenes:
             self._scenes.append(self._next())
             self._taken += 1
+            yield
 
     def crops(self, step: int, size: int, count: int) -> Tensor:
         """Randomly placed, flipped and transposed crops for `step`.
@@ -96,7 +98,8 @@ class SceneWindow:
         Tensor, shape (count, 3, size, size), float32 in [-1, 1]; (count, c, size,
         size) of what `encode` returned
         """
-        self.advance(step)
+        for _ in self.fill(step):
+            pass
         rng = np.random.default_rng([self._seed, _BATCHES, step])
         channels, side, _ = self._scenes[0].shape
         out = np.empty((count, channels, size, size), np.float32)
@@ -155,9 +158,6 @@ def _quantised(seed: int, index: int, size: int) -> np.ndarray:
 
 def serve(seed: int, size: int, first: int, stride: int) -> None:
     """Write scenes `first`, `first + stride`, ... to standard output for ever."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     index = first
     try:
         while True:
@@ -183,6 +183,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            process_group=0,  # out of reach of a terminal's Ctrl-C
         )
         self._shape = (3, size, size)
         self._ahead: Queue[np.ndarray | None] = Queue(maxsize=8)
@@ -204,6 +205,8 @@ class _Worker:
         image = self._ahead.get()
         if image is None:
             code = self._process.wait()
+            if code in (-signal.SIGINT, -signal.SIGTERM):
+                raise KeyboardInterrupt
             raise RuntimeError(f"the rendering process ended with status {code}")
         return image
 

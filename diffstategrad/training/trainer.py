@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from diffstategrad._files import replacing
 from diffstategrad.models.unet import replace_file
+from diffstategrad.priors.trained import CHECKPOINT
 from diffstategrad.training.config import (
     OptimiserConfig,
     PhaseConfig,
@@ -37,7 +38,6 @@ from diffstategrad.training.tasks import make_task
 
 __all__ = ["learning_rate", "train"]
 
-_CHECKPOINT = "checkpoint.safetensors"
 _LOG_FIELDS = ("step", "loss", "lr", "crops_per_second", "elapsed")
 
 
@@ -63,7 +63,8 @@ def train(
     resume : bool
         Continue from the checkpoint in `out` if there is one.
     progress : bool, optional
-        Show a progress bar; by default when standard error is a terminal.
+        Show a progress bar, and print the step that a run is resumed at; by default
+        the bar only when standard error is a terminal.
     workers : int, optional
         Rendering processes, 1 by default; 0 renders between steps. Does not change
         the result.
@@ -75,7 +76,8 @@ def train(
     Raises
     ------
     ValueError
-        For a faulty configuration, or a checkpoint of another configuration.
+        For a faulty configuration, or a checkpoint of another configuration or of a
+        later step than the last.
     OSError
         If `out` cannot be written.
     FloatingPointError
@@ -86,32 +88,37 @@ def train(
     config = load_config(config_path)
     total = config.steps if steps is None else steps
     if total < 1:
-        raise ValueError(f"train: steps must be at least 1, got {total}")
+        raise ValueError(f"steps must be at least 1, got {total}")
     run = _Run(config, total)
     folder = Path(out) if out is not None else Path("runs") / config.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise OSError(f"train: cannot create {folder}: {err}") from err
+        raise OSError(f"cannot create {folder}: {err}") from err
 
-    if resume and (folder / _CHECKPOINT).exists():
-        run.load(folder / _CHECKPOINT)
+    if resume and (folder / CHECKPOINT).exists():
+        run.load(folder / CHECKPOINT)
+        if run.step > total:
+            raise ValueError(
+                f"{folder / CHECKPOINT} is of step {run.step}, beyond steps={total}"
+            )
+        if progress is not False:
+            print(f"resumed at step {run.step} of {total}", flush=True)
     if run.step == 0:
-        run.save(folder / _CHECKPOINT)  # a folder that cannot be written fails early
+        run.save(folder / CHECKPOINT)  # a folder that cannot be written fails early
     log = _Log(folder / "log.csv", run.step)
-    window = run.task.window(run.step, 1 if workers is None else workers)
-    try:
-        with _stop_on_interrupt() as stopped:
-            _loop(run, window, log, folder, progress, stopped)
-            if run.step < total:
-                raise KeyboardInterrupt(
-                    f"stopped at step {run.step} of {total}; to resume: diffstategrad "
-                    f"train {config_path} --out {folder}"
-                    + (f" --steps {steps}" if steps is not None else "")
-                )
-    finally:
-        window.close()
-
+    workers = 1 if workers is None else workers
+    with (
+        _stop_on_interrupt() as stopped,
+        contextlib.closing(run.task.window(run.step, workers)) as window,
+    ):
+        _loop(run, window, log, folder, progress, stopped)
+    if run.step < total:
+        raise KeyboardInterrupt(
+            f"stopped at step {run.step} of {total}; to resume: diffstategrad "
+            f"train {config_path} --out {folder}"
+            + (f" --steps {steps}" if steps is not None else "")
+        )
     return run.task.export(folder, run.average, run.provenance())
 
 
@@ -159,7 +166,7 @@ class _Run:
         loss = self.task.loss(self.net, window, k)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise FloatingPointError(f"train: the loss is {value} at step {k}")
+            raise FloatingPointError(f"the loss is {value} at step {k}")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), config.optimiser.clip)
@@ -267,7 +274,7 @@ class _Log:
             with open(self._path, "a", newline="") as file:
                 csv.writer(file).writerow(row)
         except OSError as err:
-            raise OSError(f"train: cannot write {self._path}: {err}") from err
+            raise OSError(f"cannot write {self._path}: {err}") from err
 
 
 def _loop(
@@ -292,6 +299,8 @@ def _loop(
     )
     try:
         while run.step < run.total and not stopped():
+            if any(stopped() for _ in window.fill(run.step)):
+                break  # the first fill takes minutes
             loss, lr = run.advance(window)
             loss_sum, count = loss_sum + loss, count + 1
             crops += config.phase_at(run.step - 1).batch
@@ -304,9 +313,9 @@ def _loop(
                 bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                 reported, crops, count, loss_sum = now, 0, 0, 0.0
             if now - saved > 60 * config.checkpoint_minutes:
-                run.save(folder / _CHECKPOINT)
+                run.save(folder / CHECKPOINT)
                 saved = now
-        run.save(folder / _CHECKPOINT)
+        run.save(folder / CHECKPOINT)
     finally:
         bar.close()
 
