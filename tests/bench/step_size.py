@@ -112,12 +112,8 @@ def draw(sweep: Sweep, found: Curves) -> Figure:
     figure = Figure(figsize=(2.7 * len(found), 2.8), layout="constrained")
     axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
     for axis, (task, by_projection) in zip(axes, found.items(), strict=True):
-        for (projection, curve), marker in zip(
-            by_projection.items(), "osv^", strict=False
-        ):
-            axis.semilogx(
-                sweep.values, curve, marker=marker, markersize=4, label=projection
-            )
+        for projection, curve in by_projection.items():
+            axis.semilogx(sweep.values, curve, "o-", markersize=4, label=projection)
         axis.set(title=task, xlabel=sweep.step)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("PSNR, dB")
