@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -226,7 +226,7 @@ class CosineSchedule(_Table):
     """
 
     n: int = 1000
-    largest: float = 0.999
+    largest: ClassVar[float] = 0.999
 
     def _betas(self) -> np.ndarray:
         _check_count("CosineSchedule: n", self.n)

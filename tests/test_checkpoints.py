@@ -774,9 +774,9 @@ def rewrite(name, **changes):
     return change
 
 
-def rewrite_tensors(name, edit):
+def rewrite_tensors(name, edit, file="diffusion_pytorch_model.safetensors"):
     def change(folder):
-        path = folder / name / "diffusion_pytorch_model.safetensors"
+        path = folder / name / file
         tensors = load_file(path)
         edit(tensors)
         save_file(tensors, path)
@@ -790,6 +790,17 @@ def rewrite_tensors(name, edit):
         (lambda f: (f / "unet/config.json").unlink(), "it has no config.json"),
         (lambda f: (f / "unet/config.json").write_text("{"), "no configuration"),
         (lambda f: (f / "unet/config.json").write_text("[]"), "no configuration"),
+        (
+            lambda f: (f / "unet/config.json").write_text("{}".ljust((1 << 20) + 1)),
+            "no configuration: longer than 1048576 bytes",
+        ),
+        (
+            lambda f: [
+                (f / "unet/config.json").unlink(),
+                (f / "unet/config.json").mkdir(),
+            ],
+            "it has no config.json",
+        ),
         (lambda f: (f / "unet/config.json").write_text("[" * 99999), "no configura"),
         (rewrite("unet/config.json", _class_name="UNet1DModel"), "holds a UNet1DModel"),
         (rewrite("unet/config.json", _class_name=["os"]), "holds a"),
@@ -1006,10 +1017,17 @@ def test_a_network_in_shards_is_the_whole_one(sharded):
         assert torch.equal(got[name], value)
     index = sharded / "unet/diffusion_pytorch_model.safetensors.index.json"
     index.rename(index.with_name("diffusion_pytorch_model.safetensors.index.fp16.json"))
-    assert torch.equal(
-        load_prior(sharded).eps(images(1, 4, 8, 8), 3.0),
-        prior.eps(images(1, 4, 8, 8), 3.0),
-    )
+    x = images(1, 4, 8, 8)
+    assert torch.equal(load_prior(sharded).eps(x, 3.0), prior.eps(x, 3.0))
+
+
+@pytest.mark.parametrize("whole", ["stable", "sharded"])
+def test_half_precision_is_not_read_where_there_is_more(whole, request):
+    folder = request.getfixturevalue(whole)
+    before, x = load_prior(folder), images(1, 4, 8, 8)
+    small_conditional().half().save_pretrained(folder / "unet", variant="fp16")
+    assert (folder / "unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+    assert torch.equal(load_prior(folder).eps(x, 3.0), before.eps(x, 3.0))
 
 
 def rewrite_index(edit):
@@ -1200,13 +1218,7 @@ def test_nothing_but_sizes_of_an_encoders_configuration_counts(
 
 
 def rewrite_encoder(edit):
-    def change(folder):
-        path = folder / "text_encoder/model.safetensors"
-        tensors = load_file(path)
-        edit(tensors)
-        save_file(tensors, path)
-
-    return change
+    return rewrite_tensors("text_encoder", edit, "model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -180,11 +181,16 @@ def test_a_step_size_sweep_draws_the_means_of_its_cells(tmp_path, here):
     assert lines.keys() == SWEEP["projections"].keys()
     assert lines["plain"].get_ydata()[0] == pytest.approx(sum(plain) / 2)
 
-    # a run that is lost counts as 0 dB
+    def first_of_plain():
+        return step_size.curves(sweep, tmp_path)["inpaint_box"]["plain"][0]
+
+    # a run that is lost counts as 0 dB, one that is missing leaves a gap
     lost = sweep.cells("inpaint_box", "plain", 1e-5)[0].path(tmp_path)
-    lost.write_text(json.dumps({**json.loads(lost.read_text()), "psnr": torch.nan}))
-    curve = step_size.curves(sweep, tmp_path)["inpaint_box"]["plain"]
-    assert curve[0] == pytest.approx(plain[1] / 2)
+    for psnr in (torch.nan, -3.0):
+        lost.write_text(json.dumps({**json.loads(lost.read_text()), "psnr": psnr}))
+        assert first_of_plain() == pytest.approx(plain[1] / 2)
+    lost.unlink()
+    assert math.isnan(first_of_plain())
 
 
 def test_the_sweep_of_psld_names_what_exists():

@@ -57,7 +57,7 @@ from diffstategrad.schedules import CosineSchedule, TableSchedule, beta_table
 
 __all__ = ["Checkpoint", "Denoiser", "open_checkpoint"]
 
-_Table = TableSchedule | CosineSchedule
+_Discrete = TableSchedule | CosineSchedule
 Prediction = Literal["epsilon", "v", "start_x"]
 
 _UNET, _EMA, _FIRST = "model.diffusion_model.", "model_ema.", "first_stage_model."
@@ -172,7 +172,7 @@ class Checkpoint:
     kind: str
     network: Part | None = None
     first_stage: Part | None = None
-    schedule: _Table | None = _LDM_SCHEDULE
+    schedule: _Discrete | None = _LDM_SCHEDULE
     unread: str = ""
     tells_schedule: bool = True
     prediction: Prediction = "epsilon"
@@ -576,7 +576,7 @@ def _new_name(name: str) -> str:
     return match[1] + new[match[2]] + match[3]
 
 
-def _scheduler(place: Path) -> tuple[_Table | None, str, Prediction]:
+def _scheduler(place: Path) -> tuple[_Discrete | None, str, Prediction]:
     """The schedule, else None and why, and what the network predicts."""
     path = place / "scheduler_config.json"
     if not path.is_file():
@@ -598,7 +598,7 @@ def _scheduler(place: Path) -> tuple[_Table | None, str, Prediction]:
     return schedule, unread, _PREDICTIONS[prediction]
 
 
-def _beta_schedule(config: dict[str, Any]) -> _Table:
+def _beta_schedule(config: dict[str, Any]) -> _Discrete:
     """That of a scheduler's configuration; an error of several kinds says what in it is
     not read."""
     for option in ("trained_betas", "rescale_betas_zero_snr"):

@@ -14,6 +14,7 @@ from diffstategrad.models.archive import Tensors, read_tensors
 
 __all__ = ["naming", "read_config", "read_weights"]
 
+_MAX_CONFIG = 1 << 20  # bytes
 _SHARD = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 
 
@@ -29,14 +30,14 @@ def naming(path: Path) -> Iterator[None]:
 def read_config(path: Path) -> dict[str, Any]:
     """What a JSON file says; ValueError unless it is there and has an object of at most
     1 MiB."""
-    try:
-        if path.stat().st_size > 1 << 20:
-            raise ValueError("too long")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe or a device would have no end
         raise ValueError(
             f"{path.parent}: no folder of diffusers: it has no {path.name}"
-        ) from None
+        )
+    try:
+        if path.stat().st_size > _MAX_CONFIG:
+            raise ValueError(f"longer than {_MAX_CONFIG} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no configuration: {error}") from error
     if not isinstance(content, dict):
@@ -61,12 +62,11 @@ def read_weights(place: Path, name: str) -> Tensors:
         If there is no such file, or it is damaged.
     """
     whole = f"{name}.safetensors"
-    for file in (whole, f"{name}.fp16.safetensors"):
-        if (place / file).is_file():
-            return read_tensors(place / file)
-    for file in (f"{whole}.index.json", f"{whole}.index.fp16.json"):
-        if (place / file).is_file():
-            return _read_shards(place / file)
+    for half in ("", ".fp16"):
+        if (file := place / f"{name}{half}.safetensors").is_file():
+            return read_tensors(file)
+        if (index := place / f"{whole}.index{half}.json").is_file():
+            return _read_shards(index)
     if any(place.glob("*.bin")):
         raise ValueError(
             f"{place}: has no {whole}; a folder's pickles (.bin) are not read: save it "
@@ -83,7 +83,10 @@ def _read_shards(index: Path) -> Tensors:
     for file in where.values():
         if not isinstance(file, str) or not _SHARD.fullmatch(file):
             raise ValueError(f"{index}: {file!r} is no safetensors file beside it")
-    shards = {file: read_tensors(index.parent / file) for file in set(where.values())}
+    shards = {
+        file: read_tensors(index.parent / file)
+        for file in dict.fromkeys(where.values())
+    }
     told = [(file, name) for name, file in where.items()]
     found = [(file, name) for file, shard in shards.items() for name in shard]
     if wrong := sorted(set(told) ^ set(found)):
