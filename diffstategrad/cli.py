@@ -46,12 +46,20 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--project", action="store_true", help="with the state projector")
     _add_rank(p, None, "the projector's rank rule; implies --project")
     p.add_argument("--measured", action="store_true", help="the picture is y itself")
+    p.add_argument("--sigma", type=float, help="noise of y; default that of the task")
     p.add_argument("--size", type=int, help="cut out and resize to SIZE x SIZE first")
     p.add_argument("--n-samples", type=int, default=1)
     p.add_argument("--steps", type=int)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", help="where to run, such as cuda; default the CPU")
-    p.add_argument("--option", "-O", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument(
+        "--option",
+        "-O",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the method, such as steps=20 or preset=exact; repeatable",
+    )
     p.add_argument("--out", "-o", required=True, help="picture to write")
     p.add_argument("--save", help="write the whole result, .safetensors")
     p.set_defaults(run=_solve)
@@ -99,6 +107,7 @@ def _solve(args: argparse.Namespace) -> int:
     from diffstategrad.solve import solve
 
     task = load_task(args.task)
+    sigma = task.sigma if args.sigma is None else args.sigma
     options = {"task": args.task, **_options(args.option)}
     if args.steps is not None:
         options["steps"] = args.steps
@@ -116,17 +125,13 @@ def _solve(args: argparse.Namespace) -> int:
                 f"{args.task} does not fit a picture of {picture.shape[3]} x "
                 f"{picture.shape[2]}: crop it, or use --size ({error})"
             ) from None
-    y = (
-        picture
-        if args.measured
-        else operator.measure(picture, task.sigma, seed=args.seed)
-    )
+    y = picture if args.measured else operator.measure(picture, sigma, seed=args.seed)
     result = solve(
         y,
         operator,
         args.prior,
         args.method,
-        sigma=task.sigma,
+        sigma=sigma,
         project=StateProjector(rank=args.rank) if args.rank else args.project,
         n_samples=args.n_samples,
         seed=args.seed,

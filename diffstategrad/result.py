@@ -194,6 +194,8 @@ class Result:
         n, b = self.residual.shape
         c, h, w = self.x.shape[1:]
         method = self.spec.get("method", {}).get("name", "?")
+        if self.spec.get("project"):
+            method += " with projector"
         best = self.residual.nan_to_num(torch.inf).amin(0)
         text = (
             f"Result({method}: {b} image(s) {c}x{h}x{w}, {n} sample(s), residual "

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import diffstategrad as dsg
 from diffstategrad import Result, StateProjector, _core, priors
 from diffstategrad.cli import main
 from diffstategrad.images import (
@@ -43,11 +44,26 @@ def solve(picture, out, *more, task="super_resolution"):
 # ---- solve ----
 
 
+def test_the_noise_of_a_measurement_is_that_of_the_task_or_what_is_given(
+    picture, tmp_path
+):
+    out, saved = tmp_path / "x.png", tmp_path / "x.safetensors"
+    for more, sigma in (([], 0.05), (["--sigma", "0.2"], 0.2)):
+        assert solve(picture, out, "--save", str(saved), *more) == 0
+        assert dsg.Result.load(saved).spec["sigma"] == sigma
+
+
+def test_a_noise_below_zero_is_refused(picture, tmp_path, capsys):
+    assert solve(picture, tmp_path / "x.png", "--sigma", "-0.1") == 2
+    assert "sigma" in (error := capsys.readouterr().err) and "-0.1" in error
+
+
 def test_solve_restores_a_picture(picture, tmp_path, capsys):
     out, saved = tmp_path / "x.png", tmp_path / "x.safetensors"
     assert solve(picture, out, "--save", str(saved), "--project") == 0
     printed, scores = capsys.readouterr().out.rsplit("\n", 2)[:2]
-    assert printed.startswith("Result(daps: 1 image(s) 3x48x48, 1 sample(s)")
+    head = "Result(daps with projector: 1 image(s) 3x48x48, 1 sample(s)"
+    assert printed.startswith(head)
     assert json.loads(scores).keys() == {"psnr", "ssim", "nmse"}
     result = Result.load(saved)
     assert result.spec["method"]["langevin_steps"] == 3

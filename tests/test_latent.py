@@ -26,6 +26,7 @@ from diffstategrad.schedules import (
     VPSchedule,
     ddim_grid,
 )
+from diffstategrad.training.evaluate import photograph
 
 SIZE = 8
 LATENT = (3, SIZE // 2, SIZE // 2)
@@ -377,3 +378,18 @@ def test_a_method_and_a_prior_of_different_spaces_are_refused():
         run(y, A, "psld", pixels)
     with pytest.raises(ValueError, match=r"dps works on pixels.*latent_dps, psld"):
         run(y, A, "dps", prior_of())
+
+
+# ---- The bundled prior ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["latent_dps", "psld"])
+def test_the_preset_of_the_bundled_prior_fits_it_better_than_published(method):
+    x = torch.from_numpy(photograph("coffee", 32))[None]
+    A = GaussianBlur(13, std=2.0)
+    y = A.measure(x, 0.05, seed=0)
+    given = {"sigma": 0.05, "task": "gaussian_deblur", "steps": 60, "progress": False}
+    published = dsg.solve(y, A, "leaves_latent", method, **given)
+    ours = dsg.solve(y, A, "leaves_latent", method, preset="leaves_latent", **given)
+    assert ours.residual.item() < 0.8 * published.residual.item()
+    assert ours.score(x)["psnr"] > published.score(x)["psnr"] + 0.5

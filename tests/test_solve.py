@@ -589,7 +589,7 @@ def test_score_takes_arrays_and_refuses_other_shapes(result):
 def test_a_notebook_shows_pictures_and_numbers(result):
     page = result._repr_html_()
     assert page.count("<img") == 3 and "data:image/png;base64," in page
-    assert "Result(daps: 2 image(s) 3x12x12, 3 sample(s)" in page
+    assert "Result(daps with projector: 2 image(s) 3x12x12, 3 sample(s)" in page
     assert solve()._repr_html_().count("<img") == 2
 
 

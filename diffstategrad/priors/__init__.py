@@ -53,6 +53,6 @@ def as_prior(prior: Any) -> Prior:
     if callable(prior):
         return CallablePrior(prior)
     raise TypeError(
-        "prior must be a name, a path, a Prior or a callable (x, sigma) -> x0, "
-        f"got {type(prior).__name__}"
+        f"prior must be a name ({', '.join(BUNDLED)}), a path, a Prior or a callable "
+        f"(x, sigma) -> x0, got {type(prior).__name__}"
     )

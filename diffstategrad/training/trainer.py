@@ -297,6 +297,7 @@ def _loop(
         unit="step",
         smoothing=0.02,
     )
+    bar.set_postfix_str("rendering scenes")
     try:
         while run.step < run.total and not stopped():
             if any(stopped() for _ in window.fill(run.step)):
