@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 
-import diffstategrad as dsg
 from diffstategrad import Result, StateProjector, _core, priors
 from diffstategrad.cli import main
 from diffstategrad.images import (
@@ -50,7 +49,7 @@ def test_the_noise_of_a_measurement_is_that_of_the_task_or_what_is_given(
     out, saved = tmp_path / "x.png", tmp_path / "x.safetensors"
     for more, sigma in (([], 0.05), (["--sigma", "0.2"], 0.2)):
         assert solve(picture, out, "--save", str(saved), *more) == 0
-        assert dsg.Result.load(saved).spec["sigma"] == sigma
+        assert Result.load(saved).spec["sigma"] == sigma
 
 
 def test_a_noise_below_zero_is_refused(picture, tmp_path, capsys):

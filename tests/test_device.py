@@ -195,7 +195,8 @@ def test_a_result_there_is_scored_saved_and_shown(tmp_path):
         assert torch.equal(got.cpu(), saved) and not isinstance(saved, Mirrored)
     assert not isinstance(there.residual, Mirrored)
     assert again.spec["method"] == here.spec["method"]
-    assert "2 image(s)" in repr(there) and there._repr_html_()
+    head = "Result(daps with projector: 2 image(s)"
+    assert repr(there).startswith(head) and there._repr_html_()
     assert len(there.plot().axes) == 3
     there.plot_trace()
 

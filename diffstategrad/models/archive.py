@@ -146,8 +146,7 @@ def _open_safetensors(path: Path) -> Tensors:
 
     def read(name: str) -> Tensor:
         # of a file that was cut, the library's mapped memory would end the process
-        if _stamp(path) != stamp:
-            raise ValueError(f"{path}: changed while it was read")
+        _check_stamp(path, path, stamp)
         # a copy: what the library gives is the file itself
         return file.get_tensor(name).clone()
 
@@ -184,8 +183,7 @@ def _open_archive(path: Path) -> Tensors:
 
     def read(name: str) -> Tensor:
         with open(path, "rb") as file:
-            if _stamp(file.fileno()) != stamp:
-                raise ValueError(f"{path}: changed while it was read")
+            _check_stamp(path, file.fileno(), stamp)
             return content[name].read(file)
 
     return Tensors(path, {k: v.shape for k, v in content.items()}, read)
@@ -228,6 +226,11 @@ class _Bounded(io.FileIO):
 def _stamp(file: Path | int) -> tuple[int, int, int]:
     stat = os.stat(file)
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _check_stamp(path: Path, file: Path | int, stamp: tuple[int, int, int]) -> None:
+    if _stamp(file) != stamp:
+        raise ValueError(f"{path}: changed while it was read")
 
 
 def _entries(file: io.FileIO) -> dict[str, tuple[int, int]]:

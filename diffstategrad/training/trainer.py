@@ -297,11 +297,14 @@ def _loop(
         unit="step",
         smoothing=0.02,
     )
-    bar.set_postfix_str("rendering scenes")
     try:
+        if run.step < run.total:
+            bar.set_postfix_str("rendering scenes")  # which may take minutes
+            for _ in window.fill(run.step):
+                if stopped():
+                    break
+            bar.set_postfix_str("")
         while run.step < run.total and not stopped():
-            if any(stopped() for _ in window.fill(run.step)):
-                break  # the first fill takes minutes
             loss, lr = run.advance(window)
             loss_sum, count = loss_sum + loss, count + 1
             crops += config.phase_at(run.step - 1).batch
